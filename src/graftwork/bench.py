@@ -1,6 +1,7 @@
 """Benchmarks: ratios against named peers, measured in one run.
 
-A plugin names its benchmark under the entry-point group ``graftwork.bench``; it is called with a :class:`Bench`.
+A plugin names its benchmark under the entry-point group ``graftwork.bench``; it is called with a
+:class:`Bench`.
 """
 
 from __future__ import annotations
@@ -98,9 +99,8 @@ class Bench:
             repeats[label] = 1 if self.quick else max(1, min(1000, int(2e-3 / elapsed)))
         samples: dict[str, list[float]] = {label: [] for label in candidates}
         started = time.perf_counter()
-        while (
-            len(next(iter(samples.values()))) < min_rounds
-            or time.perf_counter() - started < seconds * len(candidates)
+        while len(next(iter(samples.values()))) < min_rounds or time.perf_counter() - started < seconds * len(
+            candidates
         ):
             for label, call in candidates.items():
                 begin = time.perf_counter()

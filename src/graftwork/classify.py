@@ -1,7 +1,7 @@
 """Small image classification on data that needs no download: what demos and accuracy benchmarks train on.
 
-Images are held as float tensors in memory; the sets meant here (scikit-learn's digits, a few thousand CIFAR-10
-images) fit easily. Anything larger belongs to timm's own training script.
+Images are held as float tensors in memory; the sets meant here (scikit-learn's digits, a few thousand
+CIFAR-10 images) fit easily. Anything larger belongs to timm's own training script.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def load_digits(*, size: int = 8, channels: int = 1, seed: int = 0) -> tuple[Ima
     if size != images.shape[-1]:
         images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     images = ((images - 0.305) / 0.376).repeat(1, channels, 1, 1)
-    train, test = train_test_split(range(len(labels)), test_size=0.25, random_state=seed, stratify=labels.numpy())
+    train, test = train_test_split(
+        range(len(labels)), test_size=0.25, random_state=seed, stratify=labels.numpy()
+    )
     names = tuple(str(digit) for digit in range(10))
     return ImageSet(images[train], labels[train], names), ImageSet(images[test], labels[test], names)
 
@@ -211,13 +213,15 @@ def fit(
                 batch = augment(batch, generator)
             loss = functional.cross_entropy(model(batch), labels[index], label_smoothing=label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             sum_of_losses += loss.detach()
         losses.append(float(sum_of_losses) / steps)
     seconds = time.perf_counter() - started
-    return FitResult(evaluate(model, test, device=device), tuple(losses), seconds, total * batch_size / seconds)
+    return FitResult(
+        evaluate(model, test, device=device), tuple(losses), seconds, total * batch_size / seconds
+    )
 
 
 @torch.no_grad()
@@ -236,7 +240,7 @@ def evaluate(
 
 
 def flip_and_shift(pad: int = 4) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Make the usual augmentation of small images: random horizontal flip and a shift of up to `pad` pixels."""
+    """Augment small images as usual: random horizontal flip and a shift of up to `pad` pixels."""
 
     def augment(batch: Tensor, generator: torch.Generator) -> Tensor:
         flip = torch.rand(len(batch), generator=generator).to(batch.device) < 0.5
@@ -244,7 +248,8 @@ def flip_and_shift(pad: int = 4) -> Callable[[Tensor, torch.Generator], Tensor]:
         height, width = batch.shape[-2:]
         padded = functional.pad(batch, (pad, pad, pad, pad), mode="reflect")
         top, left = (
-            torch.randint(0, 2 * pad + 1, (len(batch), 1, 1), generator=generator).to(batch.device) for _ in range(2)
+            torch.randint(0, 2 * pad + 1, (len(batch), 1, 1), generator=generator).to(batch.device)
+            for _ in range(2)
         )
         rows = top + torch.arange(height, device=batch.device).view(1, -1, 1)
         columns = left + torch.arange(width, device=batch.device).view(1, 1, -1)

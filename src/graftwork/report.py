@@ -92,7 +92,9 @@ class Report:
         """
         for row in rows:
             if len(row) != len(header):
-                raise ValueError(f"table {title!r}: a row has {len(row)} cells, the header has {len(header)}: {row}")
+                raise ValueError(
+                    f"table {title!r}: a row has {len(row)} cells, the header has {len(header)}: {row}"
+                )
         path = self.out / f"{_slug(title)}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -131,7 +133,7 @@ class Report:
         return path
 
     def write(self) -> Path:
-        """Write ``report.md``. It is kept current after every part, so an interrupted run leaves what it had."""
+        """Write ``report.md``, after every part, so that an interrupted run leaves what it had."""
         path = self.out / "report.md"
         path.write_text("\n\n".join(self._parts) + "\n", encoding="utf-8")
         return path

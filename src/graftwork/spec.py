@@ -104,8 +104,8 @@ class ModelVariant(Method):
 
     Args:
         base: timm name of the model it departs from, or None.
-        weights: Tag to fields of timm's ``PretrainedCfg``. The first tag is the default. A tag without ``url``,
-            ``hf_hub_id`` or ``file`` describes the input of an untrained model.
+        weights: Tag to fields of timm's ``PretrainedCfg``. The first tag is the default. A tag without
+            ``url``, ``hf_hub_id`` or ``file`` describes the input of an untrained model.
         methods: See :class:`Method` for the inherited fields.
     """
 
@@ -121,7 +121,7 @@ class ModelVariant(Method):
         for tag in self.weights:
             _require(
                 _TAG.fullmatch(tag) is not None or tag == "",
-                f"ModelVariant {self.name!r}: weight tag {tag!r} may hold lower-case letters, digits, underscores.",
+                f"ModelVariant {self.name!r}: weight tag {tag!r} may hold lower-case letters, digits and _.",
             )
         frozen = {tag: MappingProxyType(dict(cfg)) for tag, cfg in self.weights.items()}
         object.__setattr__(self, "weights", MappingProxyType(frozen))
@@ -145,7 +145,8 @@ class Component(Method):
         )
         _require(
             self.kind in get_args(ComponentKind),
-            f"Component {self.name!r}: kind must be one of {', '.join(get_args(ComponentKind))}, got {self.kind!r}.",
+            f"Component {self.name!r}: kind must be one of {', '.join(get_args(ComponentKind))}, "
+            f"got {self.kind!r}.",
         )
 
 
@@ -203,7 +204,8 @@ class RenderBackend:
         allowed = frozenset(get_args(RenderKind))
         _require(
             bool(kinds) and kinds <= allowed,
-            f"RenderBackend {self.name!r}: kinds must be a non-empty subset of {sorted(allowed)}, got {sorted(kinds)}.",
+            f"RenderBackend {self.name!r}: kinds must be a non-empty subset of {sorted(allowed)}, "
+            f"got {sorted(kinds)}.",
         )
         _require(
             self.device in get_args(RenderDevice),
