@@ -10,11 +10,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.contributed import Contribution, find, run_each
 from graftwork.report import Report
 
 
@@ -166,3 +167,61 @@ def machine() -> str:
         f"{processor}, {os.cpu_count()} cores{load}{gpu}, Python {platform.python_version()}, "
         f"torch {torch.__version__.partition('+')[0]}"
     )
+
+
+def run_benchmarks(
+    methods: Sequence[str],
+    out: Path,
+    *,
+    quick: bool,
+    seed: int,
+    device: str,
+    threads: tuple[int, ...],
+    parts: tuple[str, ...],
+    data: Path | None,
+) -> int:
+    """Run the benchmarks of the named plugins, or of all, each into a folder and report of its own.
+
+    Args:
+        methods: Plugin slugs; empty for all.
+        out: Folder that gets one sub-folder per method.
+        quick: Only prove that the benchmarks run.
+        seed: Seed for weights and inputs.
+        device: Device to measure on.
+        threads: CPU thread counts.
+        parts: Parts of the benchmark; empty for all.
+        data: Folder of real data; looked for when None.
+
+    Returns:
+        0 if every benchmark ran, 1 if one failed, 2 if a name is unknown.
+    """
+    benchmarks = find("graftwork.bench", methods, needs=("torch", "matplotlib", "tqdm"), extra="demo")
+    if isinstance(benchmarks, int):
+        return benchmarks
+    data = data or Path(os.environ.get("GRAFTWORK_DATA", "../shared/data"))
+
+    def run(benchmark: Contribution) -> Path:
+        report = Report(out / benchmark.slug, f"graftwork bench {benchmark.slug}")
+        report.text(machine())
+        if quick:
+            report.text("**Quick run: it proves that the benchmark runs; its figures mean nothing.**")
+        benchmark.load()(
+            Bench(
+                report,
+                quick=quick,
+                threads=threads,
+                seed=seed,
+                device=device,
+                data=data if data.is_dir() else None,
+                parts=parts,
+            )
+        )
+        words = [
+            benchmark.slug,
+            *(["--parts", ",".join(parts)] if parts else []),
+            *(["--quick"] if quick else []),
+        ]
+        report.text(f"Command: `graftwork bench {' '.join(words)}`.")
+        return report.write()
+
+    return run_each("bench", benchmarks, run)

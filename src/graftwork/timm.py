@@ -4,8 +4,8 @@ Example:
     >>> import timm, graftwork.timm  # doctest: +SKIP
     >>> timm.create_model("convmixer_spin")  # doctest: +SKIP
 
-Registration imports no method code: a variant's target is imported when its model is first created. A name that
-timm or another package already uses is left alone and reported.
+Registration imports no method code: a variant's target is imported when its model is first created. A name
+that timm or another package already uses is left alone and reported.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _register_plugin(slug: str, entries: list[Entry]) -> list[str]:
     free = [entry for entry in entries if _is_free(entry)]
     try:
         cfgs = {
-            f"{entry.name}.{tag}" if tag else entry.name: PretrainedCfg(**dict(fields))  # type: ignore[arg-type]
+            f"{entry.name}.{tag}" if tag else entry.name: PretrainedCfg(**dict(fields))
             for entry in free
             for tag, fields in _variant(entry).weights.items()
         }
