@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import hatchling.build
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,17 +70,8 @@ class Venv:
 
     def install(self, *requirements: str | Path) -> None:
         """Install from our wheels with uv."""
-        command = [
-            self.uv,
-            "pip",
-            "install",
-            "--offline",
-            "--quiet",
-            "--no-index",
-            "--find-links",
-            str(self.wheels),
-        ]
-        self._call([*command, "--python", str(self.bin / "python"), *map(str, requirements)])
+        options = f"--offline --quiet --no-index --find-links {self.wheels} --python {self.bin / 'python'}"
+        self._call([self.uv, "pip", "install", *options.split(), *map(str, requirements)])
 
     def _call(self, command: list[str]) -> None:
         environment = clean_environment({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)})
@@ -118,19 +111,12 @@ class Venv:
         (project / module / "plugin.py").write_text(textwrap.dedent(body))
         for file, text in (files or {}).items():
             (project / module / file).write_text(textwrap.dedent(text))
-        command = [
-            self.uv,
-            "build",
-            "--wheel",
-            "--offline",
-            "--quiet",
-            "--out-dir",
-            str(project / "dist"),
-            str(project),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        self.pip("install", "--no-deps", *(project / "dist").glob("*.whl"))
+        with contextlib.chdir(project):
+            wheel = hatchling.build.build_wheel(str(project))
+        self.install("--no-deps", project / wheel)
+
+    def uninstall(self, *names: str) -> None:
+        self._call([self.uv, "pip", "uninstall", "--quiet", "--python", str(self.bin / "python"), *names])
 
 
 @pytest.fixture(scope="session")
@@ -169,9 +155,9 @@ def new_venv(uv: str, wheels: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def core_venv(new_venv: Callable[..., Venv]) -> Venv:
-    """A venv with the core's wheel alone."""
+    """A venv with the core's wheel alone; who installs something into it removes it again."""
     venv = new_venv("graftwork")
     venv.install("graftwork")
     return venv

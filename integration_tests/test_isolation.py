@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -24,12 +25,21 @@ def good(name: str, module: str) -> tuple[str, dict[str, str]]:
     return GOOD.format(name=name, module=module), {"nets.py": NETS.format(name=name)}
 
 
-@pytest.fixture
-def venv(core_venv, tmp_path):
-    """A venv with one healthy plugin, whose presence every test checks."""
+@pytest.fixture(scope="module")
+def healthy(core_venv, tmp_path_factory):
     body, files = good("healthy_net", "healthy")
-    core_venv.install_plugin(tmp_path, "healthy", body, files=files)
-    return core_venv
+    core_venv.install_plugin(tmp_path_factory.mktemp("healthy"), "healthy", body, files=files)
+    yield core_venv
+    core_venv.uninstall("healthy")
+
+
+@pytest.fixture
+def venv(healthy, tmp_path):
+    """A venv with one healthy plugin, whose presence every test checks, and whatever the test adds to it."""
+    yield healthy
+    added = [folder.name for folder in tmp_path.iterdir()]
+    if added:
+        healthy.uninstall(*added)
 
 
 def listed(venv, **env):
@@ -141,7 +151,10 @@ def test_unreadable_metadata_of_a_distribution_is_reported_and_skipped(venv):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mangled\nVersion: 1.0\n")
     (info / "entry_points.txt").write_bytes(b"[graftwork]\nmangled = \xff\xfe\n")
-    answer = listed(venv)
+    try:
+        answer = listed(venv)
+    finally:
+        shutil.rmtree(info)
     assert names(answer) == {"healthy_net"}
     assert any(problem["stage"] == "metadata" for problem in answer["problems"])
 
