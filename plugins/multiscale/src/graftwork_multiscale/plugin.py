@@ -1,0 +1,1 @@
+"""What the plugin offers; imports no framework."""
