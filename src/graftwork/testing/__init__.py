@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graftwork.testing.model import ModelContract as ModelContract
-    from graftwork.testing.op import OpContract as OpContract
     from graftwork.testing.plugin import PluginContract as PluginContract
 
 _HOMES = {
     "ModelContract": "graftwork.testing.model",
-    "OpContract": "graftwork.testing.op",
     "PluginContract": "graftwork.testing.plugin",
 }
 
-__all__ = ["ModelContract", "OpContract", "PluginContract"]
+__all__ = ["ModelContract", "PluginContract"]
 
 
 def __getattr__(name: str) -> object:

@@ -83,7 +83,7 @@ class PluginContract:
                 return point.value.strip()
         raise AssertionError(
             f"{self.installed().metadata['Name']} declares no plugin {self.plugin!r} in the entry-point "
-            f"group {GROUP!r}, only {[point.name for point in points]}; after editing pyproject.toml reinstall it"
+            f"group {GROUP!r}, only {[point.name for point in points]}; after an edit, reinstall it"
         )
 
     def hooks(self) -> dict[str, list[Description]]:

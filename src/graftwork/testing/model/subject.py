@@ -141,6 +141,7 @@ class ModelDeclaration:
             may name further variants. None if nothing is published.
         macs: Published multiply-accumulates of one image at the full input size, likewise.
         macs_tolerance: Relative rounding of the published figure.
+        global_pool: ``global_pool=""`` leaves positions unpooled.
         features: ``features_only=True`` works with at least three levels.
         torchscript: ``torch.jit.script`` works.
         fx: The model can be traced by ``timm.models.create_feature_extractor``'s rules.
@@ -160,6 +161,7 @@ class ModelDeclaration:
     parameters: ClassVar[int | Mapping[str, int] | None] = None
     macs: ClassVar[int | Mapping[str, int] | None] = None
     macs_tolerance: ClassVar[float] = 0.0
+    global_pool: ClassVar[Declared] = True
     features: ClassVar[Declared] = True
     torchscript: ClassVar[Declared] = True
     fx: ClassVar[Declared] = True
