@@ -38,8 +38,8 @@ include path)::
 
 They include no torch header, so a build takes seconds and serves every version of torch.
 ``GRAFTWORK_EXTENSION`` chooses for debugging: ``reference`` (no native code), ``jit`` (compile, ignore what
-is prebuilt and retry what failed), ``prebuilt`` (never compile). Builds live below ``$GRAFTWORK_CACHE`` or the
-user's cache folder.
+is prebuilt and retry what failed), ``prebuilt`` (never compile). Builds live below ``$GRAFTWORK_CACHE`` or
+the user's cache folder.
 """
 
 from __future__ import annotations

@@ -88,6 +88,8 @@ class Slot:
                 return False
             if not retry and (output := self.failure()):
                 raise self.unavailable(output)
+            for abandoned in folder().glob("build-*"):  # by a process that was killed
+                shutil.rmtree(abandoned, ignore_errors=True)
             self._compile()
         return True
 

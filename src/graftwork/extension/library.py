@@ -64,8 +64,8 @@ def mode() -> Mode:
     value = os.environ.get(MODE_VARIABLE, "").strip().lower()
     if value not in _MODES:
         raise ValueError(
-            f"{MODE_VARIABLE} must be reference (pure PyTorch), jit (always compile) or prebuilt (never "
-            f"compile), got {value!r}; unset it to let graftwork choose."
+            f"{MODE_VARIABLE} must be reference (pure PyTorch), jit (compile, ignore what is prebuilt) "
+            f"or prebuilt (never compile), got {value!r}; unset it to let graftwork choose."
         )
     return _MODES[value]
 

@@ -130,8 +130,9 @@ def _key(library: Library) -> tuple[object, ...]:
 def load(library: Library) -> Native:
     """Return a library's functions, compiling it if that is the only way.
 
-    Prebuilt libraries come first, then an earlier build in the user's cache folder, then a build now, which one
-    line on stderr announces. Success and failure are remembered in the process, a failed build also on disk.
+    Prebuilt libraries come first, then an earlier build in the user's cache folder, then a build now, which
+    one line on stderr announces. Success and failure are remembered in the process, a failed build also on
+    disk.
 
     Example:
         >>> lib = extension.load(AXPY)  # doctest: +SKIP
@@ -276,6 +277,8 @@ def default_targets(library: Library, compiler: Compiler) -> tuple[str, ...]:
 def build(library: Library, *, targets: Sequence[str] | None = None) -> Path:
     """Compile a library into the cache without loading it, so that no device is needed.
 
+    ``GRAFTWORK_EXTENSION=jit`` retries what failed before; its other values do not matter here.
+
     Args:
         library: What to compile.
         targets: One instruction set level such as ``["x86-64-v3"]``, or CUDA targets such as
@@ -289,5 +292,5 @@ def build(library: Library, *, targets: Sequence[str] | None = None) -> Path:
     """
     compiler = compiler_for(library)
     slot = Slot(library, compiler, targets if targets is not None else default_targets(library, compiler))
-    slot.build()
+    slot.build(retry=mode() == "jit")
     return slot.path

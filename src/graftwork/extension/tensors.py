@@ -90,8 +90,8 @@ def pointer(
 def threads() -> int:
     """Return torch's thread count, to be passed to native code for ``num_threads``.
 
-    Passing it makes ``torch.set_num_threads`` count. It is 1 in ``DataLoader`` workers, which keeps forked ones
-    away from OpenMP's thread pool: the pool does not survive a fork.
+    Passing it makes ``torch.set_num_threads`` count. It is 1 in ``DataLoader`` workers, which keeps forked
+    ones away from OpenMP's thread pool: the pool does not survive a fork.
     """
     import torch
 

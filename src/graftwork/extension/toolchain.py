@@ -121,7 +121,10 @@ def nvcc() -> Compiler:
             "Install the CUDA toolkit, for example `conda install -c nvidia cuda-nvcc cuda-cudart-dev`, "
             "or set CUDA_HOME to where it is.",
         )
-    command = (found,)
+    command: tuple[str, ...] = (found,)
+    if len(host.command) == 1 and not os.environ.get("NVCC_CCBIN"):
+        # so that CXX=g++-12 helps where the default compiler is too new for nvcc
+        command = (found, "-ccbin", host.command[0])
     printed = _version_of(command)
     release = _VERSION.search(printed)
     if release is None:
