@@ -77,11 +77,13 @@ def pointer(
         )
     try:
         address = tensor.data_ptr()
-    except RuntimeError as error:  # fake tensors of torch.compile, batched ones of vmap
+    except RuntimeError:  # a batched tensor of vmap, and other wrappers
+        address = 0
+    if address == 0 and tensor.numel() > 0:  # a fake tensor of torch.compile has no address either
         raise ValueError(
             f"{name} is a {type(tensor).__name__} without data; "
             "call native code inside a torch.library.custom_op."
-        ) from error
+        )
     result = ctypes.c_void_p(address)
     result.tensor = tensor  # type: ignore[attr-defined]
     return result
