@@ -231,7 +231,7 @@ def _code(catalog: Catalog, slug: str | None) -> Iterator[Finding]:
     """Import the code behind each method of a framework that is here, then ask about native libraries."""
     modules = {"models": "timm", "components": "mmengine", "scenes": "nerfstudio", "backends": "torch"}
     failed: set[str] = set()
-    loaded = 0
+    targets: list[str] = []
     for kind, name, entry in catalog:
         if slug not in (None, entry.plugin) or find_spec(modules[kind]) is None:
             continue
@@ -247,18 +247,29 @@ def _code(catalog: Catalog, slug: str | None) -> Iterator[Finding]:
                 "error", f"{name}: {_describe(cause)}", f"Reinstall {entry.distribution}.", str(error)
             )
             continue
-        loaded += 1
+        targets.append(entry.description.target)
         if isinstance(entry.description, ModelVariant) and not callable(target):
             yield Finding("error", f"{name}: target {entry.description.target!r} is no function")
-    if loaded:
-        yield Finding("ok", f"the code of {loaded} methods imports")
-    yield from _native()
+    if targets:
+        yield Finding("ok", f"the code of {len(targets)} method{'s' if len(targets) > 1 else ''} imports")
+    yield from _native({target.partition(".")[0] for target in targets})
 
 
-def _native() -> Iterator[Finding]:
-    if find_spec("torch") is None:
-        return
+def _native(packages: set[str]) -> Iterator[Finding]:
+    """Say what loading each native library would do that the imported code describes; compile nothing."""
     from graftwork import extension
 
-    for build, status in extension.statuses():
-        yield Finding("ok" if status.available else "note", f"native {build.name}: {status.text}", status.fix)
+    found: dict[str, extension.Library] = {}
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] in packages:
+            for value in list(vars(module).values()):
+                if isinstance(value, extension.Library):
+                    found[f"{value.package}/{value.name}"] = value
+    for name, library in found.items():
+        status = extension.status(library)
+        if status.state == "unavailable":
+            yield Finding(
+                "note", f"native {name}: {status.detail}", f"{status.fix} PyTorch serves meanwhile."
+            )
+        else:
+            yield Finding("ok", f"native {name}: {status}")
