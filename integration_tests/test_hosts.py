@@ -10,7 +10,7 @@ import pytest
     [
         pytest.param("import timm; assert len(timm.list_models()) > 1000", marks=pytest.mark.timm),
         pytest.param(
-            "import mmengine, mmcv, mmdet as det; assert (mmcv.__version__, det.__version__) == ('2.1.0', '3.3.0')",
+            "import mmengine, mmcv, mmdet; assert mmcv.__version__ == '2.1.0' < mmdet.__version__",
             marks=pytest.mark.mmengine,
         ),
         pytest.param(
