@@ -1,0 +1,1 @@
+"""Learning compressible subspaces: one network, any compression level at run time."""
