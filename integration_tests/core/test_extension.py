@@ -210,6 +210,14 @@ def test_a_damaged_cached_library_is_compiled_again(package):
     assert extension.load(cpu_library()).origin == "compiled"
 
 
+def test_remains_of_a_killed_build_are_removed(package, tmp_path):
+    remains = tmp_path / "cache" / "extension" / "build-killed"
+    remains.mkdir(parents=True)
+    built = extension.build(cpu_library())
+    assert not remains.exists()
+    assert sorted(path.suffix for path in built.parent.iterdir()) == [".json", ".lock", ".so"]
+
+
 def test_a_forked_child_may_load_although_the_parent_was_loading(package):
     program = """
     import os, threading
@@ -658,6 +666,40 @@ def test_cuda_source_compiles_without_a_device_and_shares_the_cpus_header(packag
     if machine.cuda_devices().problem:
         with pytest.raises(extension.NativeError, match="cudaGetLastError"):
             lib.axpy(None, None, 1.0, 1, None)
+
+
+FAKE_DRIVER = """
+extern "C" {
+int cuInit(unsigned) { return INIT; }
+int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 40 + index; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  // device 40 has compute capability 9.0, the others 8.6
+  *value = attribute == 75 ? (device == 40 ? 9 : 8) : attribute == 76 ? (device == 40 ? 0 : 6) : -1;
+  return 0;
+}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "count", "expected"),
+    [
+        (0, 3, machine.CudaDevices(capabilities=(86, 90), driver=(12, 4))),
+        (0, 0, "reports no device"),
+        (100, 0, "reports no device"),
+        (999, 1, "cuInit returned 999"),
+    ],
+)
+def test_devices_are_what_the_driver_says(package, monkeypatch, init, count, expected):
+    (package / "csrc" / "driver.cpp").write_text(FAKE_DRIVER)
+    flags = [f"-DINIT={init}", f"-DCOUNT={count}"]
+    path = extension.build(cpu_library(name="driver", sources=["csrc/driver.cpp"], flags=flags))
+    driver = ctypes.CDLL(str(path))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: driver)
+    found = machine.cuda_devices.__wrapped__()
+    assert expected in found.problem if isinstance(expected, str) else found == expected
 
 
 @needs_nvcc

@@ -20,6 +20,8 @@ _X86_64_LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
     ("x86-64-v3", frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"})),
     ("x86-64-v4", frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"})),
 )
+# from cuda.h: CUDA_ERROR_NO_DEVICE and two device attributes
+_NO_DEVICE = 100
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 
 
@@ -78,7 +80,10 @@ def cuda_devices() -> CudaDevices:
     except OSError:
         return CudaDevices(problem="no NVIDIA driver is installed")
     version, count, value = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+    code = driver.cuInit(0)
+    if code not in (0, _NO_DEVICE):
+        return CudaDevices(problem=f"the NVIDIA driver does not start (cuInit returned {code})")
+    if code == _NO_DEVICE or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return CudaDevices(
             problem="the NVIDIA driver reports no device (see nvidia-smi, CUDA_VISIBLE_DEVICES)"
         )

@@ -25,7 +25,7 @@ def find(library: Library) -> Path | None:
     if not folder.is_dir():
         return None
     if library.language == "cuda":
-        for path in sorted(folder.glob(file_name(library, "cuda*"))):
+        for path in sorted(folder.glob(file_name(library, "cuda*")), reverse=True):
             tag = path.name.removesuffix(SUFFIX).split("-")[-2]
             if _cuda_tag_runs(tag, machine.cuda_devices()):
                 return path
