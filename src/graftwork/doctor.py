@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 from graftwork.catalog import Catalog, LoadError, Plugin, PluginWarning, load
-from graftwork.spec import ModelVariant
+from graftwork.spec import ModelVariant, RenderKind
 
 Level = Literal["ok", "note", "error"]
 _MARKS: dict[Level, str] = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
@@ -56,7 +56,7 @@ def examine(catalog: Catalog, plugin: str | None = None) -> int:
             ("autoload", _autoload()),
         ]
     sections += [("plugins", _plugins(catalog, plugin)), ("timm", _timm(catalog, plugin))]
-    sections.append(("code", _code(catalog, plugin)))
+    sections += [("render backends", _backends(catalog, plugin)), ("code", _code(catalog, plugin))]
     errors = 0
     for title, findings in sections:
         lines = list(findings)
@@ -273,3 +273,24 @@ def _native(packages: set[str]) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", f"native {name}: {status}")
+
+
+def _backends(catalog: Catalog, slug: str | None) -> Iterator[Finding]:
+    """Say which render backend "auto" would take on each device that is here, and why not the others."""
+    if not catalog.backends or find_spec("torch") is None:
+        return
+    import torch
+
+    from graftwork import backends
+
+    scenes = sorted({entry.description.name.partition(":")[0] for entry in catalog.backends.values()})
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    levels: dict[str, Level] = {"chosen": "ok", "available": "ok", "refused": "note"}
+    for scene in scenes:
+        for kind in get_args(RenderKind):
+            for device in devices:
+                for verdict in backends.explain(scene, kind, device, catalog=catalog):
+                    if slug in (None, verdict.plugin):
+                        text = f"{kind} on {device}: {verdict.name} {verdict.state}"
+                        text += f": {verdict.reason}" if verdict.reason else ""
+                        yield Finding(levels[verdict.state], text, verdict.fix)
