@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graftwork.testing.model import ModelContract as ModelContract
+    from graftwork.testing.op import OpContract as OpContract
     from graftwork.testing.plugin import PluginContract as PluginContract
 
 _HOMES = {
     "ModelContract": "graftwork.testing.model",
+    "OpContract": "graftwork.testing.op",
     "PluginContract": "graftwork.testing.plugin",
 }
 
-__all__ = ["ModelContract", "PluginContract"]
+__all__ = ["ModelContract", "OpContract", "PluginContract"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -44,12 +46,11 @@ class Subject:
 
         return get_pretrained_cfg(self.name)
 
-    def raw(self, *, seed: int = 0, **overrides: Any) -> nn.Module:
-        """Build the small model as timm does, from a seed."""
+    def raw(self, *, seed: int = 0, foreign_seed: int = 0, **overrides: Any) -> nn.Module:
+        """Build the small model as timm does, from a seed of torch and one of Python and numpy."""
         import timm
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, foreign_seed):
             model: nn.Module = timm.create_model(self.name, **self.kwargs(**overrides))
         return model
 
@@ -74,6 +75,23 @@ class Subject:
         """The shared model's answer to ``images()``."""
         with torch.no_grad():
             return single(self.model(self.images()))
+
+
+@contextmanager
+def seeded(seed: int, foreign_seed: int) -> Iterator[None]:
+    """Run a block with seeded random numbers, and leave every generator as it was."""
+    import numpy
+
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(foreign_seed)
+        numpy.random.seed(foreign_seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            numpy.random.set_state(numpy_state)
 
 
 def unhide(model: nn.Module, seed: int) -> nn.Module:
