@@ -1,0 +1,1 @@
+"""Rendering and its parts, usable without any framework but torch."""
