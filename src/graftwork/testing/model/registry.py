@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from graftwork.testing.model.subject import ModelDeclaration, Subject, agree, single, without_memory
+from graftwork.testing.model.subject import (
+    ModelDeclaration,
+    Subject,
+    agree,
+    register_variants,
+    single,
+    without_memory,
+)
 
 REQUIRED = (
     "input_size",
@@ -29,8 +36,7 @@ def full_size(name: str) -> nn.Module:
     """Build a variant at its published size, without memory for its weights where possible."""
     import timm
 
-    import graftwork.timm  # noqa: F401  registers the installed variants
-
+    register_variants()
     return without_memory(lambda: timm.create_model(name)).eval()
 
 

@@ -123,6 +123,13 @@ def single(output: Tensor | Sequence[Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else torch.cat(list(output))
 
 
+def register_variants() -> None:
+    """Register what the catalogue offers with timm, also what joined it after the adapter was imported."""
+    import graftwork.timm
+
+    graftwork.timm.register_all()
+
+
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a model on the meta device, or for real where its constructor needs values."""
     try:
@@ -230,8 +237,7 @@ class ModelDeclaration:
     @pytest.fixture
     def subject(self, request: pytest.FixtureRequest) -> Subject:
         """The variant under test; built once per class and variant."""
-        import graftwork.timm  # noqa: F401  registers the installed variants
-
+        register_variants()
         key = (type(self), str(request.param))
         if key not in self._subjects:
             self._subjects[key] = Subject(key[1], self.input_size, self.model_kwargs)
