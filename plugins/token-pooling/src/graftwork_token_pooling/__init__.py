@@ -1,0 +1,43 @@
+"""Token Pooling: vision transformers that keep accuracy with fewer tokens (arXiv 2110.03860).
+
+Example:
+    >>> import timm, graftwork_token_pooling as tp
+    >>> model = tp.apply(timm.create_model("deit_small_patch16_224"), schedule="r70")
+    >>> round(tp.cost_of(model).gmacs, 3)
+    2.904
+
+Importing this package registers nothing with timm; ``import graftwork.timm`` does.
+"""
+
+from __future__ import annotations
+
+from graftwork_token_pooling.blocks import POSITIONS, PoolingOptions
+from graftwork_token_pooling.clustering import INITS, k_means, k_medoids, reconstruction_error, weighted_means
+from graftwork_token_pooling.cost import Cost
+from graftwork_token_pooling.patching import apply, cost_of, remove, schedule_of
+from graftwork_token_pooling.pooling import METHODS, token_pool, token_pool_with_assignment, unpool
+from graftwork_token_pooling.schedule import Schedule, ScheduleError
+from graftwork_token_pooling.vit import TokenPoolingVisionTransformer, TokenPoolingVisionTransformerDistilled
+
+__all__ = [
+    "INITS",
+    "METHODS",
+    "POSITIONS",
+    "Cost",
+    "PoolingOptions",
+    "Schedule",
+    "ScheduleError",
+    "TokenPoolingVisionTransformer",
+    "TokenPoolingVisionTransformerDistilled",
+    "apply",
+    "cost_of",
+    "k_means",
+    "k_medoids",
+    "reconstruction_error",
+    "remove",
+    "schedule_of",
+    "token_pool",
+    "token_pool_with_assignment",
+    "unpool",
+    "weighted_means",
+]
