@@ -52,9 +52,9 @@ def sharing_mapping(
         ValueError: An argument is out of range or unknown.
 
     Note:
-        The paper compares distributions at P = L / 2. Groups of r + 1 layers, this package's choice, then give
-        24 shared and 8 private layers at a depth of 32. The released code offers
-        the uniform mappings only, and its random one does not run.
+        The paper compares distributions at P = L / 2. Groups of r + 1 layers are this package's choice; at a
+        depth of 32 they leave 8 layers private. The released code offers the uniform mappings only, and its
+        random one does not run.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}.")
