@@ -142,7 +142,6 @@ def test_workers_that_load_ahead_are_not_counted_as_trained() -> None:
     for number, batch in enumerate(loader):
         batches.append(batch)
         trained.mark_consumed()
-        assert trained.last_consumed().batch == len(batch)
         if number == 5:
             break
     state = trained.state_dict()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import count
@@ -143,8 +142,6 @@ class MultiScaleBatchSampler(Sampler[list[ScaledIndex]]):
         self._resume_used = False
         self._yielded = self._consumed = 0
         self._counts_consumed = False
-        self._ahead: deque[Step] = deque(maxlen=4096)  # yielded, not yet consumed
-        self._last: Step | None = None
 
     @property
     def scales(self) -> tuple[Scale, ...]:
@@ -204,13 +201,11 @@ class MultiScaleBatchSampler(Sampler[list[ScaledIndex]]):
             self._resume = None
         start, self._resume_used = self.resume_step, True
         self._yielded = self._consumed = start
-        self._ahead.clear()
         sizes = [(scale.height, scale.width) for scale in self.scales]
         for number, (step, indices) in enumerate(self._dealt()):
             if number < start:
                 continue
             self._yielded = number + 1
-            self._ahead.append(step)
             yield [ScaledIndex(step.scale, index, sizes[step.scale]) for index in indices]
 
     def _dealt(self) -> Iterator[tuple[Step, list[int]]]:
@@ -232,14 +227,6 @@ class MultiScaleBatchSampler(Sampler[list[ScaledIndex]]):
         """
         self._counts_consumed = True
         self._consumed += batches
-        for _ in range(batches):
-            self._last = self._ahead.popleft()
-
-    def last_consumed(self) -> Scale:
-        """Return the size and batch of the step that was last marked as consumed."""
-        if self._last is None:
-            raise RuntimeError("no step was marked as consumed yet.")
-        return self.scales[self._last.scale]._replace(batch=self._last.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the training stands, as plain numbers and strings."""

@@ -1,0 +1,10 @@
+"""Mask R-CNN, ResNet-101 with a feature pyramid, MSc-VBS: ten scales, variable batch."""
+
+_base_ = [
+    "./parts/mask_rcnn_fpn.py",
+    "./parts/coco.py",
+    "./parts/schedule_100e.py",
+    "./parts/runtime.py",
+]
+
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint="torchvision://resnet101")))

@@ -1,0 +1,11 @@
+"""Mask R-CNN, ResNet-101 with a feature pyramid, MSc-VBSWC: ten scales, variable batch, curriculum."""
+
+_base_ = [
+    "./parts/mask_rcnn_fpn.py",
+    "./parts/coco.py",
+    "./parts/schedule_100e.py",
+    "./parts/runtime.py",
+]
+
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint="torchvision://resnet101")))
+train_dataloader = dict(batch_sampler=dict(mode="MSc-VBSWC", curriculum="grow_max", epochs=100))
