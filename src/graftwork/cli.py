@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--data", type=Path, help="real data ($GRAFTWORK_DATA, else ../shared/data)")
         command.set_defaults(run=_demo if name == "demo" else _bench)
+
+    command = commands.add_parser("new", help="write a plugin that passes its contract, to start from")
+    command.add_argument("name", help="lower-case words joined by hyphens, such as fast-mix")
+    command.add_argument(
+        "--kind", choices=KIND_NAMES.values(), default="model", help="what it offers (model)"
+    )
+    command.add_argument("--out", type=Path, help="folder to write (graftwork-NAME)")
+    command.set_defaults(run=_new)
     return parser
 
 
@@ -232,3 +240,9 @@ def _bench(options: argparse.Namespace) -> int:
         parts=tuple(filter(None, options.parts.split(","))),
         data=options.data,
     )
+
+
+def _new(options: argparse.Namespace) -> int:
+    from graftwork.new import create
+
+    return create(options.name, options.kind, options.out)
