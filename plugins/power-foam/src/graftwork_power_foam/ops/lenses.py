@@ -13,6 +13,7 @@ from torch import Tensor
 
 LensModel = Literal["pinhole", "fisheye", "equirectangular", "custom"]
 
+TILE = 8
 _NEWTON_STEPS = 20
 
 
@@ -203,3 +204,61 @@ def _solve(model: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor) -> 
         slope = torch.where(slope.abs() < 1e-6, torch.full_like(slope, 1e-6), slope)
         solution = (solution - (value - target) / slope).clamp(0.0, math.pi)
     return solution
+
+
+@functools.lru_cache(maxsize=64)
+def tile_cones(lens: Lens, device: torch.device) -> Tensor:
+    """Return a hierarchy of cones around the directions of square tiles of pixels; computed once per lens.
+
+    Level 0 has one cone per tile of 8 x 8 pixels in row-major order; each further level joins 2 x 2, up to one.
+
+    Args:
+        lens: The lens.
+        device: Where the table is to be.
+
+    Returns:
+        ``(M, 5)`` float32, all levels one after the other: unit axis in camera coordinates, cosine and sine of
+        the half angle.
+    """
+    directions = pixel_directions(lens, torch.device("cpu"), torch.float64)
+    rows, columns = -(-lens.height // TILE), -(-lens.width // TILE)
+    padded = directions.new_zeros(rows * TILE, columns * TILE, 3)
+    padded[: lens.height, : lens.width] = directions
+    tiles = padded.view(rows, TILE, columns, TILE, 3).transpose(1, 2).reshape(rows, columns, -1, 3)
+    exists = tiles.square().sum(-1) > 0.5
+    axis = torch.nn.functional.normalize(tiles.sum(2), dim=-1)
+    half = torch.where(exists, _angle(axis[:, :, None], tiles), 0.0).max(-1).values
+    # directions that cancel out have no axis: such a cone holds everything, an empty one nothing
+    half = torch.where(axis.square().sum(-1) > 0.5, half, math.pi)
+    half = torch.where(exists.any(-1), half, -1.0)
+    levels = []
+    while True:
+        angle = (half + 1e-6).clamp(max=math.pi)
+        cosine = torch.where(half >= 0, angle.cos(), 2.0)
+        sine = torch.where(half >= 0, angle.sin(), 0.0)
+        levels.append(torch.cat([axis, cosine[..., None], sine[..., None]], -1).reshape(-1, 5))
+        if half.numel() == 1:
+            break
+        axis, half = _join_cones(axis, half)
+    return torch.cat(levels).to(device, torch.float32)
+
+
+def _angle(one: Tensor, other: Tensor) -> Tensor:
+    """Return the angle between unit vectors, exact for small ones."""
+    return 2 * torch.asin((0.5 * (one - other).norm(dim=-1)).clamp(max=1.0))
+
+
+def _join_cones(axis: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cones around squares of 2 x 2 cones."""
+    rows, columns = -(-half.shape[0] // 2), -(-half.shape[1] // 2)
+    axes = axis.new_zeros(2 * rows, 2 * columns, 3)
+    halves = half.new_full((2 * rows, 2 * columns), -1.0)
+    axes[: half.shape[0], : half.shape[1]] = axis
+    halves[: half.shape[0], : half.shape[1]] = half
+    axes = axes.view(rows, 2, columns, 2, 3).transpose(1, 2).reshape(rows, columns, 4, 3)
+    halves = halves.view(rows, 2, columns, 2).transpose(1, 2).reshape(rows, columns, 4)
+    some = halves >= 0
+    joined = torch.nn.functional.normalize((axes * some[..., None]).sum(2), dim=-1)
+    reach = torch.where(some, _angle(joined[:, :, None], axes) + halves, 0.0).max(-1).values
+    reach = torch.where(joined.square().sum(-1) > 0.5, reach, math.pi)
+    return joined, torch.where(some.any(-1), reach.clamp(max=math.pi), -1.0)
