@@ -165,7 +165,10 @@ def core_venv(new_venv: Callable[..., Venv]) -> Venv:
 
 @pytest.fixture(scope="session")
 def spin_venv(new_venv: Callable[..., Venv]) -> Venv:
-    """A venv with the wheels of the core and of SPIN, for tests that leave it as it is."""
+    """A venv with SPIN's wheel, by plain pip; who installs something into it removes it again.
+
+    Shared, because the first import of torch in a fresh venv compiles thousands of files.
+    """
     venv = new_venv("graftwork-spin")
-    venv.install("graftwork-spin")
+    venv.pip("install", "graftwork-spin")
     return venv

@@ -180,9 +180,14 @@ def test_strict_mode_raises_what_is_a_warning_otherwise(venv, tmp_path):
     assert "PluginError" in strict.stderr and "OSError: no such file" in strict.stderr
 
 
-def test_broken_plugin_beside_spin_leaves_timm_and_spin_alone(new_venv, tmp_path):
-    venv = new_venv("graftwork-spin")
-    venv.install("graftwork-spin")
+@pytest.fixture
+def beside_spin(spin_venv):
+    yield spin_venv
+    spin_venv.uninstall("broken", "hijack")
+
+
+def test_broken_plugin_beside_spin_leaves_timm_and_spin_alone(beside_spin, tmp_path):
+    venv = beside_spin
     venv.install_plugin(tmp_path, "broken", "raise OSError('no such file')")
     hijack = """
         from graftwork import ModelVariant, hookimpl
