@@ -63,8 +63,9 @@ def test_unknown_contract_is_an_attribute_error():
 def test_pytest_session_that_does_not_use_the_kit_stays_light(fresh_python, tmp_path):
     tmp_path.joinpath("test_other.py").write_text(f"import sys\ndef test_light(): assert not {HEAVY}\n")
     # other people's pytest plugins may import numpy and more
-    code = "import pytest, sys; sys.exit(pytest.main(['-p', 'graftwork.testing.pytest_plugin', 'test_other.py']))"
-    assert "1 passed" in fresh_python(code, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}).stdout
+    code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    words = ["-p", "graftwork.testing.pytest_plugin", "test_other.py"]
+    assert "1 passed" in fresh_python(code, args=words, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}).stdout
 
 
 def test_fresh_python_takes_arguments_and_environment_but_no_settings(fresh_python, monkeypatch):

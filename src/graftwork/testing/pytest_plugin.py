@@ -23,8 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def fresh_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a snippet in a clean interpreter: ``fresh_python(code, env=None, args=(), returncode=0)``.
 
-    The snippet runs in the test's ``tmp_path``, without the ``GRAFTWORK_*`` variables of this process. The result has
-    ``stdout`` and ``stderr``. An exit code other than ``returncode`` fails the test; None accepts any.
+    The snippet runs in the test's ``tmp_path``, without the ``GRAFTWORK_*`` variables of this process. The
+    result has ``stdout`` and ``stderr``. An exit code other than ``returncode`` fails the test; None accepts
+    any.
     """
     from graftwork.testing.interpreter import run_python
 

@@ -16,18 +16,26 @@ from graftwork.testing.model.subject import ModelDeclaration, Subject, agree, gr
 
 
 def traced(model: nn.Module, *, training: bool) -> nn.Module:
-    """Return the FX graph of a model, with timm's rules for what is not traced into."""
-    from timm.models._features_fx import GraphExtractNet, get_graph_node_names
+    """Return the FX graph of a model, with timm's rules for what is not traced into; it gives a dict."""
+    from timm.models._features_fx import create_feature_extractor, get_graph_node_names
 
     training_nodes, evaluation_nodes = get_graph_node_names(model)
     last = (training_nodes if training else evaluation_nodes)[-1]
-    graph: nn.Module = GraphExtractNet(model, [last])
+    graph: nn.Module = create_feature_extractor(model, [last])
     return graph.train(training)
+
+
+def scripted(model: nn.Module) -> torch.jit.ScriptModule:
+    """Compile a model to TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, and still asked for
+        script: torch.jit.ScriptModule = torch.jit.script(model)
+    return script
 
 
 def exported(model: nn.Module, images: Tensor, *, dynamic: bool) -> torch.export.ExportedProgram:
     """Capture a model with ``torch.export``, with a fixed or a free batch size."""
-    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},) if dynamic else None
+    shapes = ({0: torch.export.Dim("batch", min=2, max=64)},) if dynamic else None
     return torch.export.export(model, (images,), dynamic_shapes=shapes)
 
 
@@ -40,19 +48,29 @@ class GraphChecks(ModelDeclaration):
 
         with set_scriptable(True):
             model = subject.build()
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # torch.jit is deprecated, and still asked for
-            script = torch.jit.script(model)
         with torch.no_grad():
-            agree(single(script(subject.images())), subject.logits, "TorchScript and eager")
+            agree(single(scripted(model)(subject.images())), subject.logits, "TorchScript and eager")
 
     def test_fx_trace_equals_eager(self, subject: Subject) -> None:
         self.declared("fx")
         graph = traced(subject.build(), training=False)
         with torch.no_grad():
             agree(single(graph(subject.images())), subject.logits, "FX trace and eager")
+
+    def test_fx_trace_can_be_scripted(self, subject: Subject) -> None:
+        self.declared("fx")
+        self.declared("torchscript")
+        from timm.layers import set_scriptable
+
+        with set_scriptable(True):
+            graph: Any = traced(subject.build(), training=False)
+        text = [node.name for node in graph.graph.nodes if isinstance(node.type, str)]
+        assert not text, (
+            f"TorchScript cannot read from an FX graph how forward annotates {', '.join(text)}, because "
+            "annotations are text: define the model in a module without `from __future__ import annotations`"
+        )
+        with torch.no_grad():
+            agree(single(scripted(graph)(subject.images())), subject.logits, "scripted FX trace and eager")
 
     def test_fx_trace_carries_gradients(self, subject: Subject) -> None:
         self.declared("fx")

@@ -8,11 +8,12 @@ import copy
 import io
 import pickle
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from graftwork.testing.model.subject import ModelDeclaration, Subject, agree, single
+from graftwork.testing.model.subject import CLASSES, ModelDeclaration, Subject, agree, single
 
 
 def aliases(state: dict[str, Tensor]) -> list[str]:
@@ -50,6 +51,26 @@ class StateChecks(ModelDeclaration):
         other = subject.build(seed=1)
         other.load_state_dict(load(save(subject.model.state_dict())))
         self.answers_alike(other, subject, "output before and after a safetensors round trip")
+
+    def test_local_weights_load_through_timm(self, subject: Subject, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        file = tmp_path / "weights.safetensors"
+        save_file(subject.model.state_dict(), file)
+        overlay = {"file": str(file), "num_classes": CLASSES}
+        same = subject.raw(seed=1, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        self.answers_alike(same, subject, "output before and after loading by create_model(pretrained=True)")
+        changed = {"num_classes": 5, "in_chans": 1}
+        other = subject.raw(seed=1, pretrained=True, pretrained_cfg_overlay=overlay, **changed).eval()
+        source = subject.model.state_dict()
+        body = {
+            name: tensor for name, tensor in other.state_dict().items() if source[name].shape == tensor.shape
+        }
+        lost = [name for name, tensor in body.items() if not torch.equal(tensor, source[name])]
+        assert not lost, f"not taken from the file, though the shape fits: {', '.join(lost)}"
+        assert len(body) < len(source), "neither the first layer nor the classifier was adapted"
+        with torch.no_grad():
+            assert single(other(subject.images(channels=1))).shape == (2, 5)
 
     def test_deepcopy_is_equal_and_independent(self, subject: Subject) -> None:
         original = subject.build()

@@ -118,9 +118,11 @@ def unhide(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def single(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return a model's output as one tensor; distilled models give several while they train."""
-    return output if isinstance(output, Tensor) else torch.cat(list(output))
+def single(output: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
+    """Return an output as one tensor; distilled models give several in training, traced ones a dict."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.cat(list(output.values() if isinstance(output, Mapping) else output))
 
 
 def register_variants() -> None:
@@ -233,6 +235,14 @@ class ModelDeclaration:
             if fixture in metafunc.fixturenames:
                 known = cls.published(getattr(cls, figure))
                 metafunc.parametrize(fixture, known.items(), ids=known.keys())
+
+    @pytest.fixture(autouse=True)
+    def one_thread(self) -> Iterator[None]:
+        """Compute with one thread: waking others takes longer than a model of this size."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
 
     @pytest.fixture
     def subject(self, request: pytest.FixtureRequest) -> Subject:

@@ -96,6 +96,20 @@ class TrainingChecks(ModelDeclaration):
         error = relative_error(logits.float(), subject.logits)
         assert error <= self.amp_tolerance, f"relative error {error:.3g}, allowed {self.amp_tolerance:.3g}"
 
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_cuda_output_is_close_to_the_cpu_output(self, subject: Subject, dtype: torch.dtype) -> None:
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        model = subject.build().cuda()
+        exact = torch.backends.cudnn.flags(allow_tf32=False)
+        mixed = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
+        with torch.no_grad(), exact, mixed:
+            logits = single(model(subject.images().cuda())).float().cpu()
+        error = relative_error(logits, subject.logits)
+        allowed = 1e-4 if dtype == torch.float32 else self.amp_tolerance
+        assert error <= allowed, f"relative error {error:.3g}, allowed {allowed:.3g}"
+
     @pytest.mark.parametrize("coarse", [False, True], ids=["fine", "coarse"])
     def test_group_matcher_places_every_parameter_once(self, subject: Subject, coarse: bool) -> None:
         from timm.models import group_parameters
