@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graftwork_token_pooling.clustering import INITS
 from graftwork_token_pooling.pooling import METHODS, pool_patches
 from graftwork_token_pooling.scores import attend_with_scores
 
@@ -55,6 +56,17 @@ class PoolingOptions:
             object.__setattr__(self, "prop_attn", self.method == "tome")
         if self.position not in POSITIONS:
             raise ValueError(f"position must be {' or '.join(POSITIONS)}, got {self.position!r}.")
+        if self.output != "mean" and (
+            self.output != "medoid" or self.method not in ("wk_medoids", "k_medoids")
+        ):
+            raise ValueError(
+                "output must be mean, or medoid with method wk_medoids or k_medoids, "
+                f"got {self.output!r} with {self.method!r}."
+            )
+        if self.iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {self.iterations}.")
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {self.init!r}.")
 
 
 class PoolingBlockMixin(nn.Module):

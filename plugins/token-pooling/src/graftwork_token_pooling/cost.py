@@ -137,14 +137,18 @@ def pooling_macs(method: str, tokens: int, k: int, width: int, head: int, iterat
 
 
 def resolve(
-    schedule: ScheduleLike, shape: Shape, method: str, iterations: int = 5, position: str = "post_block"
+    schedule: ScheduleLike,
+    model: VisionTransformer,
+    method: str = "wk_medoids",
+    iterations: int = 5,
+    position: str = "post_block",
 ) -> Schedule:
     """Read any way of writing a schedule, budgets included.
 
     Args:
         schedule: As in :func:`graftwork_token_pooling.schedule.parse`, or a budget: ``"0.58x"`` of the
             unpooled model's multiply-accumulates, ``"2.7G"`` of them.
-        shape: Sizes of the model.
+        model: Whose depth, tokens and cost the schedule refers to.
         method: How tokens are pooled.
         iterations: Rounds of the clustering.
         position: Where in a block.
@@ -158,7 +162,8 @@ def resolve(
     """
     found = _BUDGET.fullmatch(schedule) if isinstance(schedule, str) else None
     if found is None:
-        return parse(schedule, shape.depth, shape.tokens)
+        return parse(schedule, len(model.blocks), model.patch_embed.num_patches)
+    shape = Shape.of(model)
     base = shape.cost().gmacs
     budget = float(found[1]) * (base if found[2] == "x" else 1.0)
 
@@ -184,6 +189,8 @@ def within_budget(
     Raises:
         ScheduleError: Even the first candidate exceeds the budget.
     """
+    if cost(candidate(steps)) <= gmacs:
+        return candidate(steps)
     if cost(candidate(1)) > gmacs:
         raise ScheduleError(
             f"a budget of {gmacs:.4g} GMACs cannot be met: with a single patch token per image left at each "

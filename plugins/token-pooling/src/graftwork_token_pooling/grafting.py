@@ -57,7 +57,8 @@ def pooling_block(
     if (needs_scores or needs_metric) and type(block.attn).forward is not Attention.forward:
         raise TypeError(
             f"method {options.method!r} reads the weights of timm's Attention, got "
-            f"{type(block.attn).__name__}; choose a method that needs no scores: k_medoids, k_means, random or grid."
+            f"{type(block.attn).__name__}; choose a method that needs no scores: "
+            "k_medoids, k_means, random or grid."
         )
     pooled = recast(block, _POOLING_CLASS[kind])
     # plain attributes: TorchScript takes over what it has types for

@@ -261,8 +261,9 @@ def _parse_text(text: str, depth: int, tokens: int) -> Schedule:
         return Schedule.load(text)
     raise ScheduleError(
         f"cannot read the schedule {text!r}; expected 'r70' (70 % left after a quarter, a half and three "
-        "quarters of the blocks), 'r70@2,5' (after blocks 2 and 5), 'd13' (13 tokens less after every block), '0.58x' "
-        "(58 % of the base model's GMACs), '2.7G' (that many GMACs), or the path of a .json schedule file."
+        "quarters of the blocks), 'r70@2,5' (after blocks 2 and 5), 'd13' (13 tokens less after every "
+        "block), '0.58x' (58 % of the base model's GMACs), '2.7G' (that many GMACs), or the path of a "
+        ".json schedule file."
     )
 
 

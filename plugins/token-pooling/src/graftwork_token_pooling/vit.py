@@ -18,7 +18,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from graftwork_token_pooling.blocks import PoolingOptions
-from graftwork_token_pooling.cost import Shape, resolve
+from graftwork_token_pooling.cost import resolve
 from graftwork_token_pooling.grafting import pooling_block
 from graftwork_token_pooling.pooling import start_tracking, track, unpool
 from graftwork_token_pooling.schedule import ScheduleLike
@@ -33,10 +33,9 @@ class TokenPoolingMixin(nn.Module):
 
     def install(self, schedule: ScheduleLike, options: PoolingOptions) -> None:
         """Replace the blocks after which the schedule pools; called once, by whoever builds the model."""
-        shape = Shape.of(self)
-        found = resolve(schedule, shape, options.method, options.iterations, options.position)
+        found = resolve(schedule, self, options.method, options.iterations, options.position)
         if options.position == "post_block":
-            found = found.without(shape.depth)  # nothing follows that could gain from it
+            found = found.without(len(self.blocks))  # nothing follows that could gain from it
         before = Fraction(1)
         for block, fraction in found.sites:
             self.blocks[block - 1] = pooling_block(
@@ -239,8 +238,8 @@ def without_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor
     """Return the input, or refuse a mask of the attention."""
     if attn_mask is not None or is_causal:
         raise ValueError(
-            "a model with Token Pooling takes no attention mask: a mask refers to patches in their places, and "
-            "pooled tokens have none. Call remove(model) for masked attention."
+            "a model with Token Pooling takes no attention mask: a mask refers to patches in their places, "
+            "and pooled tokens have none. Call remove(model) for masked attention."
         )
     return x
 
