@@ -6,6 +6,7 @@ A plugin names its benchmark under the entry-point group ``graftwork.bench``; it
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -110,6 +111,28 @@ class Bench:
                 synchronize()
                 samples[label].append((time.perf_counter() - begin) / repeats[label])
         return {label: _summarise(values) for label, values in samples.items()}
+
+    def remember(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Compute something long once: an interrupted benchmark goes on where it stopped.
+
+        Args:
+            key: Name that holds every setting the result depends on.
+            compute: Gives a dictionary of numbers.
+
+        Returns:
+            The dictionary, now or from the file ``finished.json`` of the report's folder; delete that file to
+            compute everything again.
+        """
+        if self.quick:
+            return compute()
+        path = self.report.out / "finished.json"
+        finished: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        if key not in finished:
+            finished[key] = compute()
+            beside = path.with_suffix(".part")
+            beside.write_text(json.dumps(finished, indent=1))
+            beside.replace(path)
+        return finished[key]
 
     @contextmanager
     def torch_threads(self, count: int) -> Iterator[None]:
