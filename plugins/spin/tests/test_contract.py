@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import timm
 import torch
-from graftwork_spin import share
-from graftwork_spin.variants import VARIANTS
 from timm.models.convmixer import ConvMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from graftwork.testing import ModelContract, PluginContract
+from graftwork_spin import share
+from graftwork_spin.variants import VARIANTS
 
 
 class TestPlugin(PluginContract):
@@ -20,7 +22,7 @@ class TestPlugin(PluginContract):
 class TestConvMixer(ModelContract):
     variant = "convmixer_spin"
     input_size = (3, 28, 28)
-    model_kwargs = {"dim": 32, "depth": 4, "patch_size": 7}
+    model_kwargs: ClassVar = {"dim": 32, "depth": 4, "patch_size": 7}
 
     def limit_case(self, subject) -> tuple[nn.Module, nn.Module]:
         base = ConvMixer(32, 4, kernel_size=3, patch_size=7).eval()
@@ -30,7 +32,7 @@ class TestConvMixer(ModelContract):
 class TestConvMixerInOnlineFusionWithTransform(ModelContract):
     variant = "convmixer_1024_20_ks9_p14_spin4"
     input_size = (3, 28, 28)
-    model_kwargs = {
+    model_kwargs: ClassVar = {
         "dim": 16,
         "depth": 6,
         "patch_size": 7,
@@ -45,13 +47,13 @@ class TestConvMixerInOnlineFusionWithTransform(ModelContract):
 class TestUnsharedConvMixer(ModelContract):
     variant = "convmixer_768_32_ks3_p14_spin1"
     input_size = (3, 28, 28)
-    model_kwargs = {"dim": 16, "depth": 4, "patch_size": 7}
+    model_kwargs: ClassVar = {"dim": 16, "depth": 4, "patch_size": 7}
 
 
 class TestDeiT(ModelContract):
     variant = "deit_tiny_patch16_224_spin3"
     input_size = (3, 32, 32)
-    model_kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2}
+    model_kwargs: ClassVar = {"patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2}
 
     def limit_case(self, subject) -> tuple[nn.Module, nn.Module]:
         base = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=6, num_heads=2).eval()
@@ -61,7 +63,7 @@ class TestDeiT(ModelContract):
 class TestConvNeXt(ModelContract):
     variant = "convnext_iso_384_18_spin2"
     input_size = (3, 32, 32)
-    model_kwargs = {"dim": 16, "depth": 4, "patch_size": 8, "kernel_size": 3, "ls_init_value": 0.1}
+    model_kwargs: ClassVar = {"dim": 16, "depth": 4, "patch_size": 8, "kernel_size": 3, "ls_init_value": 0.1}
 
 
 def test_every_variant_is_built_with_its_own_arguments_and_an_apt_name():

@@ -71,36 +71,41 @@ def test_a_few_steps_lower_the_loss_of_every_form(images):
         assert losses[-1] < 0.5 * losses[0]
 
 
+FUSIONS = ("mean", "channel_weighted_mean")
+
+
 def parallel_step(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    model = DistributedDataParallel(torch.load(f"{folder}/model.pt", weights_only=False))
     batch = torch.load(f"{folder}/images.pt", weights_only=True)
-    model.module.set_grad_checkpointing()
-    # Two steps: a parameter marked ready twice, or never, fails in the second.
-    for _ in range(2):
-        model.zero_grad()
-        model(batch[rank::2]).square().mean().backward()
-    torch.save([parameter.grad for parameter in model.module.parameters()], f"{folder}/{rank}.pt")
+    for how in FUSIONS:
+        model = DistributedDataParallel(torch.load(f"{folder}/{how}.pt", weights_only=False))
+        model.module.set_grad_checkpointing()
+        # Two steps: a parameter marked ready twice, or never, fails in the second.
+        for _ in range(2):
+            model.zero_grad()
+            model(batch[rank::2]).square().mean().backward()
+        torch.save([parameter.grad for parameter in model.module.parameters()], f"{folder}/{how}{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["mean", "channel_weighted_mean"])
-def test_two_processes_average_the_gradients_of_shared_tensors(tmp_path, small_vit, how):
+def test_two_processes_average_the_gradients_of_shared_tensors(tmp_path, small_vit):
     images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(2))
-    model = fuse(small_vit(depth=4), how)
-    torch.save(model, tmp_path / "model.pt")
+    models = {how: fuse(small_vit(depth=4), how) for how in FUSIONS}
+    for how, model in models.items():
+        torch.save(model, tmp_path / f"{how}.pt")
     torch.save(images, tmp_path / "images.pt")
     torch.multiprocessing.spawn(parallel_step, (str(tmp_path),), nprocs=2)
-    expected = []
-    for rank in range(2):
-        model.zero_grad()
-        model(images[rank::2]).square().mean().backward()
-        expected.append([parameter.grad.clone() for parameter in model.parameters()])
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for gradient, first, second in zip(found, *expected, strict=True):
-            torch.testing.assert_close(gradient, (first + second) / 2)
+    for how, model in models.items():
+        expected = []
+        for rank in range(2):
+            model.zero_grad()
+            model(images[rank::2]).square().mean().backward()
+            expected.append([parameter.grad.clone() for parameter in model.parameters()])
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{how}{rank}.pt", weights_only=True)
+            for gradient, first, second in zip(found, *expected, strict=True):
+                torch.testing.assert_close(gradient, (first + second) / 2)
