@@ -83,9 +83,11 @@ class DetectorFlops:
 
     def _count_trunk(self, height: int, width: int) -> tuple[int, int]:
         image = torch.empty(1, 3, height, width, device="meta")
-        features = count(lambda: self.model.extract_feat(image))
-        levels = self.model.extract_feat(image)
-        return features, count(lambda: self.model.rpn_head(levels))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            levels = self.model.extract_feat(image)
+            features = int(counter.get_total_flops())
+            self.model.rpn_head(levels)
+        return features, int(counter.get_total_flops()) - features
 
     def features(self, height: int, width: int) -> float:
         """Backbone and pyramid only."""
