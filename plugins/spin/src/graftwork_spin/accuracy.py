@@ -61,8 +61,8 @@ def measure_accuracy(bench: Bench) -> None:
         f"{len(train):,} training and {len(test):,} test images of CIFAR-10 (32 x 32, flips and shifts); "
         f"AdamW, learning rate {LR}, batch 64, {epochs} epochs, seeds {', '.join(map(str, seeds))}. "
         f"'{FUSED}' starts from the mean of the trained unshared weights of the same seed and is trained for "
-        f"{epochs} epochs more, {2 * epochs} in total; its peer is '{list(SETTINGS)[-1]}', {2 * epochs} epochs "
-        "from scratch."
+        f"{epochs} epochs more, {2 * epochs} in total; its peer is '{list(SETTINGS)[-1]}', {2 * epochs} "
+        "epochs from scratch."
     )
     runs: dict[str, list[dict[str, float]]] = {label: [] for label in SETTINGS}
     with bench.torch_threads(max(bench.threads)):

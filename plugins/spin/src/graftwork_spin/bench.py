@@ -53,9 +53,8 @@ def _cost(bench: Bench) -> None:
     bench.report.text(
         f"ConvMixer-{sizes['dim']}/{sizes['depth']}, patch {sizes['patch_size']}, kernel "
         f"{sizes['kernel_size']}, images of {side} x {side}, float32. All forms are timed in the same "
-        "interleaved rounds; read the ratios. Sharing is no speed-up: every layer computes as much as before. "
-        "It saves parameters, download and memory. Online fusion is for training; what one deploys is "
-        "collapsed."
+        "interleaved rounds; read the ratios. Sharing is no speed-up: every layer computes as before. It "
+        "saves parameters, download and memory. Online fusion is for training; what one deploys is collapsed."
     )
     _sizes(bench, networks)
     rows = []

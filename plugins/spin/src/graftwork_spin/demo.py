@@ -56,10 +56,11 @@ def scene(stage: Stage) -> None:
     report.heading("SPIN: layers that share their weights")
     report.text(
         f"`convmixer_spin` (here {SIZES['dim']} channels, {SIZES['depth']} layers, patch "
-        f"{SIZES['patch_size']}) lets {RATE} neighbouring layers use one pointwise weight. It is trained on {len(train):,} scanned "
-        f"digits for {epochs} epochs and tested on {len(test):,} others, beside the same network without "
-        "sharing. The third network begins with the mean of the trained unshared weights (weight fusion) and "
-        "is trained for the same number of epochs again, so it has had twice the training in total."
+        f"{SIZES['patch_size']}) lets {RATE} neighbouring layers use one pointwise weight. It is trained on "
+        f"{len(train):,} scanned digits for {epochs} epochs and tested on {len(test):,} others, beside "
+        "the same network without sharing. The third network begins with the mean of the trained "
+        "unshared weights (weight fusion) and is trained for the same number of epochs again, so it has "
+        "had twice the training in total."
     )
     with _one_thread(stage.device):
         runs = _train_all(stage, train, test, epochs)
@@ -121,8 +122,8 @@ def _report(stage: Stage, runs: list[Trained], tested: int) -> None:
         f"Sharing shrank the checkpoint from {plain.checkpoint:,} to {shared.checkpoint:,} bytes "
         f"({shared.checkpoint / plain.checkpoint:.0%}). Test accuracy was {plain.fit.accuracy:.1f} % without "
         f"sharing, {shared.fit.accuracy:.1f} % with it and {fused.fit.accuracy:.1f} % from the fused start; "
-        f"one test image more or less is {100 / tested:.1f} %, so small differences mean nothing. Sharing saves "
-        "memory and download, not time: every layer still computes."
+        f"one test image more or less is {100 / tested:.1f} %, so small differences mean nothing. Sharing "
+        "saves memory and download, not time: every layer still computes."
     )
 
 
