@@ -49,7 +49,10 @@ def choose(layout: list[int], device_type: str, dtype: torch.dtype) -> str:
     is the fastest in every cell, forward and backward, at every number of threads; without it two factors
     are, except for small squares.
     """
-    if not kernels.refusal(layout, dtype) and device_type == "cpu" and kernels.available(device_type):
+    # on the meta device nothing is computed, but shapes and operation counts should be those of the kernel
+    if not kernels.refusal(layout, dtype) and (
+        device_type == "meta" or (device_type == "cpu" and kernels.available(device_type))
+    ):
         return "fused"
     return _portable_choice(layout)
 
@@ -66,7 +69,7 @@ def _eager(x: Tensor, weight: Tensor, layout: list[int], backend: str) -> Tensor
             f"the layer takes an input of shape (batch, {layout[3]}, ...), got {tuple(x.shape)}; "
             "the second axis holds the channels."
         )
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if _recording():
         return _portable(x, weight, layout, backend)

@@ -135,7 +135,7 @@ def apply_two_factor(x: Tensor, weight: Tensor, layout: list[int]) -> Tensor:
     batch, copies, _, pixels = z.shape
     z = torch.matmul(first, z.reshape(batch, copies, high, low, pixels).transpose(2, 3))
     z = torch.matmul(second, z.transpose(2, 3))
-    return _join(z.reshape(batch, -1, layout[1], pixels), x, layout)
+    return _join(z.reshape(batch, layout[2], layout[1], pixels), x, layout)
 
 
 def count_two_factor_macs(layout: list[int]) -> int:
@@ -157,14 +157,15 @@ def _cut(layout: list[int]) -> tuple[int, int, int]:
 
 def _run(z: Tensor, stages: list[Tensor], every_other: bool) -> Tensor:
     """Apply the stages of all squares to z of shape (B, c, N, P), or (B, 1, N, P) for a common input."""
-    batch, _, padded, pixels = z.shape
+    batch, shared, padded, pixels = z.shape
     kept = z
     for t, stage in enumerate(stages):
         copies, groups, radix, stride, _ = stage.shape
         if t % 2 == 0:
             kept = z
-        parts = z.reshape(batch, -1, groups, radix, stride, pixels).expand(-1, copies, -1, -1, -1, -1)
+        parts = z.reshape(batch, shared, groups, radix, stride, pixels).expand(-1, copies, -1, -1, -1, -1)
         z = torch.einsum("cgosi,bcgisp->bcgosp", stage, parts).reshape(batch, copies, padded, pixels)
+        shared = copies
         if every_other and t % 2 == 1:
             z = z + kept
     return z

@@ -9,12 +9,14 @@ which has the same code inside. Equivalent in plain torch:
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from graftwork import extension
 from graftwork_butterfly import functional as reference
@@ -148,6 +150,8 @@ def fused(x: Tensor, weight: Tensor, layout: list[int]) -> Tensor:
     reason = refusal(layout, x.dtype)
     if reason:
         raise ValueError(f'backend "fused" cannot serve this layer: {reason}. Use backend="auto".')
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _reference(x, weight, layout)  # vmap, forward mode: the operators have no rules for them
     if torch.compiler.is_compiling() or not _unwatched(x, weight):
         result: Tensor = torch.ops.graftwork_butterfly.transform(x, weight, layout)
         return result
@@ -160,10 +164,9 @@ def _unwatched(x: Tensor, weight: Tensor) -> bool:
     """Whether this is a plain eager call that nothing but autograd needs to know of."""
     return (
         type(x) is Tensor
+        and not x.is_meta
         and type(weight) in (nn.Parameter, Tensor)
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
     )
 
 
@@ -185,13 +188,18 @@ class _Transform(torch.autograd.Function):
         return gx, gw if ctx.needs_input_grad[1] else None, None
 
 
+def _reference(x: Tensor, weight: Tensor, layout: list[int]) -> Tensor:
+    flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
+    y = reference.apply_two_factor(flat, weight.to(x.dtype), layout)
+    return y.reshape((x.shape[0], layout[4], *x.shape[2:]))
+
+
 def _differentiable_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, layout: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
-    y = reference.apply_two_factor(flat, weight, layout)
+    y = _reference(x, weight, layout)
     wanted = [tensor for tensor, use in zip((x, weight), needed) if use]
-    found = iter(torch.autograd.grad(y, wanted, grad.reshape(y.shape), create_graph=True))
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return (next(found) if needed[0] else None, next(found) if needed[1] else None)
 
 
@@ -334,3 +342,13 @@ def _operator_backward(ctx, grad):
 
 
 _transform.register_autograd(_operator_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.graftwork_butterfly.transform)
+def _transform_flops(x, weight, layout, *args, **kwargs) -> int:
+    return 2 * weight[0] * (math.prod(x) // x[1])
+
+
+@register_flop_formula(torch.ops.graftwork_butterfly.transform_backward)
+def _transform_backward_flops(grad, x, weight, layout, need_weight, *args, **kwargs) -> int:
+    return 2 * weight[0] * (math.prod(x) // x[1]) * (2 if need_weight else 1)

@@ -51,7 +51,6 @@ class _Butterfly(nn.Module):
         # destructive here since an entry of the matrix is a product of weights; and a call passes one
         # pointer.
         self.weight = nn.Parameter(torch.empty(plan.weights, device=device, dtype=dtype))
-        self.weight._no_weight_decay = True  # type: ignore[attr-defined]
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 

@@ -39,7 +39,7 @@ class HeadChecks(ModelDeclaration):
         model: Any = subject.build(num_classes=0)
         with torch.no_grad():
             embedding = model(subject.images())
-        assert embedding.shape == (2, model.num_features)
+        assert embedding.shape == (2, model.head_hidden_size)
 
     def test_grey_images_are_taken(self, subject: Subject) -> None:
         model: Any = subject.build(in_chans=1)
@@ -88,7 +88,7 @@ class HeadChecks(ModelDeclaration):
             assert single(model(images)).shape == (2, 7)
             model.reset_classifier(0)
             assert model.num_classes == 0
-            assert single(model(images)).shape == (2, model.num_features)
+            assert single(model(images)).shape == (2, model.head_hidden_size)
 
     def test_reset_classifier_keeps_mode_and_precision(self, subject: Subject) -> None:
         model: Any = subject.build().double().train()
