@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import Registry
 
 from graftwork.catalog import Catalog, Entry, Problem, load, plugins
-from graftwork.registry import REGISTRIES, SCOPE, Registry
+from graftwork.registry import REGISTRIES, SCOPE
 from graftwork.spec import Component
 
 __all__ = ["UnknownComponent", "findings", "problems", "provide", "registered"]
