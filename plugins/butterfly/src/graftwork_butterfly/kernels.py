@@ -55,10 +55,10 @@ CUDA = extension.Library(
     name="butterfly_cuda",
     package="graftwork_butterfly",
     sources=["csrc/butterfly_cuda.cu"],
-    # the last argument is a stream in place of the thread count
+    # a stream in place of the thread count; the backward pass takes a number of blocks after its pointers
     functions={
         "bft_forward_cuda": (*_FORWARD[:-1], c_void_p),
-        "bft_backward_cuda": (*_BACKWARD[:-1], c_void_p),
+        "bft_backward_cuda": (*_BACKWARD[:5], c_int, *_BACKWARD[5:-1], c_void_p),
     },
     language="cuda",
 )
@@ -141,7 +141,7 @@ def fused(x: Tensor, weight: Tensor, layout: list[int]) -> Tensor:
 
     Returns:
         (B, out, ...) in x's dtype and memory format. Gradients flow to x and weight; those of the weights are
-        summed in an order that depends on the thread count (CPU) or on timing (CUDA).
+        summed in an order that depends on the number of threads.
 
     Raises:
         Unavailable: There is no native library for x's device.
@@ -274,20 +274,20 @@ def _backward(
     gw = torch.empty_like(w) if need_weight else w.new_empty(0)
     if x.numel() == 0:
         return gx, gw.zero_().to(weight.dtype)
-    pointers = (
-        x.data_ptr(),
-        w.data_ptr(),
-        grad.data_ptr(),
-        gx.data_ptr(),
-        gw.data_ptr() if need_weight else None,
-    )
     arguments = _arguments(x, layout, channels_last)
     library = native(x.device.type)
+    inputs = (x.data_ptr(), w.data_ptr(), grad.data_ptr(), gx.data_ptr())
     if x.is_cuda:
+        # one set of sums per block; their number only decides how the work is spread
+        blocks = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+        sums = w.new_zeros((blocks, w.numel())) if need_weight else None
         with extension.cuda_stream(x.device) as stream:
-            library.bft_backward_cuda(*pointers, *arguments, stream)
+            pointer = None if sums is None else sums.data_ptr()
+            library.bft_backward_cuda(*inputs, pointer, blocks, *arguments, stream)
+        gw = gw if sums is None else sums.sum(0)
     else:
-        library.bft_backward_cpu(*pointers, *arguments, torch.get_num_threads())
+        pointer = gw.data_ptr() if need_weight else None
+        library.bft_backward_cpu(*inputs, pointer, *arguments, torch.get_num_threads())
     return gx, gw.to(weight.dtype)
 
 

@@ -7,6 +7,7 @@
 // Activations lie as (batch, channels, pixels) or, channels-last, as (batch * pixels, channels).
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "graftwork.h"
 
@@ -33,6 +34,21 @@ struct Plan {
 struct Piece {
   int in_begin, in_count, out_begin, out_count;
 };
+
+// One activation as float32 and back; bfloat16, the upper half of a float32, travels as its 16 bits.
+GRAFTWORK_HOST_DEVICE float to_float(float x) { return x; }
+GRAFTWORK_HOST_DEVICE float to_float(uint16_t x) {
+  const uint32_t word = (uint32_t)x << 16;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+GRAFTWORK_HOST_DEVICE void from_float(float* p, float x) { *p = x; }
+GRAFTWORK_HOST_DEVICE void from_float(uint16_t* p, float x) {  // to nearest even; NaN stays NaN
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  *p = x != x ? 0x7fc0 : (uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+}
 
 GRAFTWORK_HOST_DEVICE int min_int(int a, int b) { return a < b ? a : b; }
 

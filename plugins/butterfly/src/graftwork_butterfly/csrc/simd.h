@@ -1,7 +1,8 @@
 // SIMD vectors of float32 through the compiler's vector extensions: loads, bfloat16, transposes, reductions.
 #pragma once
 #include <cstdint>
-#include <cstring>
+
+#include "butterfly.h"
 
 namespace bft {
 
@@ -33,20 +34,6 @@ inline void store(uint16_t* p, Vec v) {
   const Word rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
   const Word nan = (Word)(v != v);
   *reinterpret_cast<HalfLoose*>(p) = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Half);
-}
-
-inline float to_float(float x) { return x; }
-inline float to_float(uint16_t x) {
-  const uint32_t word = (uint32_t)x << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-inline void from_float(float* p, float x) { *p = x; }
-inline void from_float(uint16_t* p, float x) {
-  uint32_t word;
-  std::memcpy(&word, &x, 4);
-  *p = x != x ? 0x7fc0 : (uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16);
 }
 
 // Lane index with bit `step` cleared or flipped, built at compile time for the shuffles below.
