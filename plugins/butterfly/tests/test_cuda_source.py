@@ -13,12 +13,12 @@ from torch import Tensor
 
 from graftwork import extension
 from graftwork.extension.library import INCLUDE
-from graftwork_butterfly import kernels
+from graftwork_butterfly import kernels, native
 from graftwork_butterfly.functional import apply_staged
 from graftwork_butterfly.structure import Structure, structure
 
 HERE = Path(__file__).parent
-CSRC = Path(kernels.__file__).parent / "csrc"
+CSRC = Path(native.__file__).parent / "csrc"
 SHAPES = [(16, 16, 4), (24, 24, 4), (58, 58, 4), (16, 40, 4), (40, 16, 4), (7, 7, 8), (30, 30, 6), (2, 5, 4)]
 
 
@@ -42,7 +42,7 @@ def arguments(x: Tensor, plan: Structure, channels_last: bool) -> tuple:
         ctypes.c_int64(images),
         ctypes.c_int64(pixels),
         layout,
-        kernels.DTYPES[x.dtype],
+        native.DTYPES[x.dtype],
         int(channels_last),
         None,
     )
@@ -105,7 +105,7 @@ def test_a_tile_that_fits_no_shared_memory_is_refused(library: ctypes.CDLL) -> N
 @pytest.mark.slow
 def test_nvcc_compiles_the_source() -> None:
     try:
-        path = extension.build(kernels.CUDA)
+        path = extension.build(native.CUDA)
     except extension.Unavailable as error:
         if "no CUDA compiler was found" in str(error):
             pytest.skip(str(error))

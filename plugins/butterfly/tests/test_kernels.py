@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from graftwork import extension
-from graftwork_butterfly import kernels
+from graftwork_butterfly import kernels, native
 from graftwork_butterfly.functional import apply_staged
 from graftwork_butterfly.structure import structure
 
 pytestmark = pytest.mark.skipif(
-    not kernels.available("cpu"), reason="no native library: " + str(extension.status(kernels.CPU))
+    not native.available("cpu"), reason="no native library: " + str(extension.status(native.CPU))
 )
 
 # squares, mixed radix, padding, every radix the kernels know, more and fewer outputs, ragged last squares

@@ -12,12 +12,12 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from graftwork import extension
-from graftwork_butterfly import ButterflyConv1x1, ButterflyLinear, kernels
+from graftwork_butterfly import ButterflyConv1x1, ButterflyLinear, native
 from graftwork_butterfly.dispatch import BACKENDS, choose
 from graftwork_butterfly.layers import initial_bound
 from graftwork_butterfly.structure import structure
 
-needs_kernel = pytest.mark.skipif(not kernels.available("cpu"), reason="no native library on this machine")
+needs_kernel = pytest.mark.skipif(not native.available("cpu"), reason="no native library on this machine")
 
 
 @pytest.mark.parametrize("n", [128, 256, 1024])
@@ -51,7 +51,7 @@ def test_released_initialisation_gives_the_mean_entry_its_code_gives() -> None:
 def test_backends_agree_in_values_and_gradients(
     backend: str, inputs: int, outputs: int, memory: torch.memory_format
 ) -> None:
-    if backend == "fused" and not kernels.available("cpu"):
+    if backend == "fused" and not native.available("cpu"):
         pytest.skip("no native library on this machine")
     layer = ButterflyConv1x1(inputs, outputs, backend=backend)
     x = torch.randn(2, inputs, 5, 6).contiguous(memory_format=memory).requires_grad_()
@@ -111,7 +111,7 @@ def test_auto_works_without_native_code_and_fused_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GRAFTWORK_EXTENSION", "reference")
-    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(native, "_loaded", {})
     x = torch.randn(1, 64, 5, 5)
     assert ButterflyConv1x1(64, 64)(x).shape == x.shape
     for _ in range(2):  # the refusal is remembered, and explained each time
@@ -121,7 +121,7 @@ def test_auto_works_without_native_code_and_fused_says_what_is_missing(
 
 def test_a_device_without_kernel_is_named() -> None:
     with pytest.raises(extension.Unavailable, match="no kernel for devices of type 'xpu'"):
-        kernels.native("xpu")
+        native.library("xpu")
 
 
 def test_timm_optimizer_does_not_decay_butterfly_weights() -> None:
@@ -174,7 +174,7 @@ def test_autocast_gives_bfloat16_like_a_convolution() -> None:
     layer, x = ButterflyConv1x1(64, 64), torch.randn(2, 64, 5, 5)
     exact = layer(x)
     for backend in BACKENDS:
-        if backend == "fused" and not kernels.available("cpu"):
+        if backend == "fused" and not native.available("cpu"):
             continue
         layer.backend = backend
         with torch.autocast("cpu", torch.bfloat16):
@@ -252,7 +252,7 @@ def test_flop_counter_counts_what_the_stages_execute() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     for device in ("cpu", "meta"):
-        if device == "cpu" and not kernels.available("cpu"):
+        if device == "cpu" and not native.available("cpu"):
             continue
         layer = ButterflyConv1x1(64, 128, device=device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

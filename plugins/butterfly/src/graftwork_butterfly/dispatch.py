@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graftwork_butterfly import functional as reference
-from graftwork_butterfly import kernels
+from graftwork_butterfly import kernels, native
 
 BACKENDS = ("auto", "dense", "staged", "two_factor", "fused")
 """What a layer may be asked to use. ``dense`` multiplies the layer out and runs a convolution, ``staged``
@@ -50,8 +50,8 @@ def choose(layout: list[int], device_type: str, dtype: torch.dtype) -> str:
     are, except for small squares.
     """
     # on the meta device nothing is computed, but shapes and operation counts should be those of the kernel
-    if not kernels.refusal(layout, dtype) and (
-        device_type == "meta" or (device_type == "cpu" and kernels.available(device_type))
+    if not native.refusal(layout, dtype) and (
+        device_type == "meta" or (device_type == "cpu" and native.available(device_type))
     ):
         return "fused"
     return _portable_choice(layout)

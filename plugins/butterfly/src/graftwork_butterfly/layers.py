@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from graftwork_butterfly.dispatch import BACKENDS, butterfly
 from graftwork_butterfly.functional import dense_matrix
-from graftwork_butterfly.kernels import refusal
+from graftwork_butterfly.native import refusal
 from graftwork_butterfly.structure import Residual, Structure, count_paper_macs, structure
 
 Initialisation = Literal["paper", "code"]
