@@ -36,15 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
     pooled = tp.apply(base, options.schedule, options.method)
 
     tokens = base.patch_embed.num_patches
-    print(
-        f"tokens: {tokens} -> {' '.join(map(str, tp.schedule_of(pooled).per_block(tokens, len(base.blocks))))}"
-    )
+    left = tp.schedule_of(pooled).per_block(tokens, len(base.blocks))
+    print(f"tokens: {tokens} -> {' '.join(map(str, left))}")
     config = resolve_data_config({}, model=base)
     batch = torch.randn(options.batch_size, *config["input_size"])
     for label, model in (("base", base), ("pooled", pooled)):
-        print(
-            f"{label:>6}: {tp.cost_of(model).gmacs:.3f} GMACs, {images_per_second(model, batch):.1f} images/s"
-        )
+        gmacs, rate = tp.cost_of(model).gmacs, images_per_second(model, batch)
+        print(f"{label:>6}: {gmacs:.3f} GMACs, {rate:.1f} images/s")
 
     image = Image.open(options.image).convert("RGB") if options.image else blobs()
     picture = create_transform(**config)(image).unsqueeze(0)

@@ -338,7 +338,7 @@ def test_other_attention_is_refused_where_its_scores_are_needed(images: Tensor, 
     ("options", "message"),
     [
         ({"method": "magic"}, "unknown method 'magic'"),
-        ({"position": "middle"}, "position must be post_block or pre_mlp"),
+        ({"position": "middle"}, "position must be auto, post_block or pre_mlp"),
         ({"schedule": {9: 0.5}}, "after block 9, but the model has 4 blocks"),
         ({"schedule": [10] * 5}, "lists 5 blocks, but the model has 4"),
         ({"schedule": [0]}, "must be between 1 and 64, got 0"),

@@ -46,7 +46,7 @@ def speed(bench: Bench) -> None:
     models = contestants(base, bench.quick)
     if bench.device.startswith("cuda"):
         for label, model in list(models.items()):
-            compiled = torch.compile(model, mode="reduce-overhead", dynamic=False)
+            compiled: Any = torch.compile(model, mode="reduce-overhead", dynamic=False)
             models[f"{label}, compiled with CUDA graphs"] = compiled
     bench.report.heading("Speed of DeiT-S at 224 pixels, float32, random weights")
     bench.report.text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def error_rows(features: Tensor, weights: Tensor, counts: tuple[int, ...]) -> li
         return weighted_means(features, assignment, k, weights)
 
     variants: dict[str, Callable[[int], Tensor]] = {
-        method: (lambda k, method=method: pooled(k, method)) for method in METHODS
+        method: partial(pooled, method=method) for method in METHODS
     }
     variants["wk_medoids, medoids as output"] = lambda k: pooled(k, "wk_medoids", output="medoid")
     variants["wk_medoids, seeds at equal steps"] = lambda k: pooled(k, "wk_medoids", init="stride")
@@ -125,16 +126,14 @@ def accuracy(bench: Bench) -> None:
     for seed in training.seeds:
         base = _base(bench, train, test, training, seed)
         key = f"{SIZES}, {training.epochs}+{training.tuning} epochs, seed {seed}"
-        found = bench.remember(f"base, {key}", lambda base=base: {"accuracy": evaluate(base, test)})
+        found = bench.remember(f"base, {key}", partial(_base_accuracy, base, test))
         results.setdefault(("base", "1x", "zero-shot"), []).append(found["accuracy"])
         gmacs["base", "1x"] = cost_of(base).gmacs
         for method in METHODS_COMPARED:
             for budget in BUDGETS:
                 found = bench.remember(
                     f"{method} at {budget}, {key}",
-                    lambda base=base, method=method, budget=budget, seed=seed: _pooled_accuracy(
-                        bench, base, train, test, training, method, budget, seed
-                    ),
+                    partial(_pooled_accuracy, bench, base, train, test, training, method, budget, seed),
                 )
                 gmacs[method, budget] = found["gmacs"]
                 for stage in ("zero-shot", "fine-tuned"):
@@ -172,6 +171,10 @@ def _base(bench: Bench, train: ImageSet, test: ImageSet, training: Training, see
         torch.save(model.state_dict(), draft)
         draft.replace(path)
     return model.eval()
+
+
+def _base_accuracy(base: VisionTransformer, test: ImageSet) -> dict[str, float]:
+    return {"accuracy": evaluate(base, test)}
 
 
 def _pooled_accuracy(
@@ -212,7 +215,7 @@ def _look_inside(bench: Bench, base: VisionTransformer, test: ImageSet) -> None:
     with torch.no_grad():
         pooled = apply(base, "r50", iterations=5)
         images = test.images[:: max(1, len(test) // 64)][:64].to(bench.device)
-        block = pooled.blocks[pooled_sites(base)[0] - 1]
+        block: Any = pooled.blocks[pooled_sites(base)[0] - 1]
         x = base._pos_embed(base.patch_embed(images))
         for plain in base.blocks[: pooled_sites(base)[0] - 1]:
             x = plain(x)

@@ -6,6 +6,7 @@ Shapes: B images, P prefix tokens, N patch tokens before, K after, M channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models.vision_transformer import Block, ResPostBlock
@@ -33,7 +34,7 @@ class PoolingOptions:
         output: ``"mean"`` or ``"medoid"``, see :func:`~graftwork_token_pooling.pooling.token_pool`.
         iterations: Rounds of the clustering.
         init: Seeds of the clustering.
-        position: One of :data:`POSITIONS`; None is ``"pre_mlp"`` for ToMe and ``"post_block"`` otherwise.
+        position: One of :data:`POSITIONS`; ``"auto"`` is ``"pre_mlp"`` for ToMe, else ``"post_block"``.
         exclude_self: Leave the attention that a token gives to itself out of its score.
         prop_attn: Add the logarithm of their sizes to the attention logits of pooled tokens; None is True for
             ToMe, whose part it is, and False otherwise.
@@ -43,19 +44,19 @@ class PoolingOptions:
     output: str = "mean"
     iterations: int = 5
     init: str = "auto"
-    position: str | None = None
+    position: str = "auto"
     exclude_self: bool = False
     prop_attn: bool | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}.")
-        if self.position is None:
+        if self.position == "auto":
             object.__setattr__(self, "position", "pre_mlp" if self.method == "tome" else "post_block")
         if self.prop_attn is None:
             object.__setattr__(self, "prop_attn", self.method == "tome")
         if self.position not in POSITIONS:
-            raise ValueError(f"position must be {' or '.join(POSITIONS)}, got {self.position!r}.")
+            raise ValueError(f"position must be auto, {' or '.join(POSITIONS)}, got {self.position!r}.")
         if self.output != "mean" and (
             self.output != "medoid" or self.method not in ("wk_medoids", "k_medoids")
         ):
@@ -71,6 +72,37 @@ class PoolingOptions:
 
 class PoolingBlockMixin(nn.Module):
     """What pooling adds to a block; :func:`pooling_block` sets its attributes."""
+
+    if TYPE_CHECKING:  # TorchScript reads the annotations of a class and cannot evaluate postponed ones
+        attn: Any
+        mlp: nn.Module
+        norm1: nn.Module
+        norm2: nn.Module
+        ls1: nn.Module
+        ls2: nn.Module
+        drop_path1: nn.Module
+        drop_path2: nn.Module
+        plain_type: type[nn.Module]
+        added: tuple[str, ...]
+        num_prefix_tokens: int
+        before_numerator: int
+        before_denominator: int
+        numerator: int
+        denominator: int
+        method: str
+        output: str
+        iterations: int
+        init: str
+        pre_mlp: bool
+        exclude_self: bool
+        needs_scores: bool
+        needs_metric: bool
+
+        def _attention_branch(
+            self, x: Tensor, attn_mask: Tensor | None, is_causal: bool
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+        def _mlp_branch(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Run the block alone, as if its input were all there had been before the previous pooling.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def _speed(stage: Stage, base: VisionTransformer, test: ImageSet) -> None:
     bench = Bench(stage.report, quick=stage.quick, device=stage.device)
     with torch.inference_mode():
         timings = bench.compare(
-            {label: (lambda model=model: model(images)) for label, model in models.items()}, seconds=0.5
+            {label: partial(model, images) for label, model in models.items()}, seconds=0.5
         )
     plain = timings["all tokens"].median
     rows: list[list[str | int | float | None]] = [

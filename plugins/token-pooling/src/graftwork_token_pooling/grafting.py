@@ -7,7 +7,7 @@ parameters, buffers and sub-modules are those of the first.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, ResPostBlock
@@ -30,7 +30,7 @@ _POOLING_CLASS: dict[type[nn.Module], type[PoolingBlockMixin]] = {
 
 
 def pooling_block(
-    block: nn.Module, before: Fraction, fraction: Fraction, num_prefix_tokens: int, options: PoolingOptions
+    block: Any, before: Fraction, fraction: Fraction, num_prefix_tokens: int, options: PoolingOptions
 ) -> PoolingBlockMixin:
     """Build a pooling block around the sub-modules of a plain one, which stays as it is.
 

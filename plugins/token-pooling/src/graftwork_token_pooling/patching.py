@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from timm.models import VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
@@ -32,7 +33,7 @@ def apply(
     output: str = "mean",
     iterations: int = 5,
     init: str = "auto",
-    position: str | None = None,
+    position: str = "auto",
     exclude_self: bool = False,
     prop_attn: bool | None = None,
 ) -> TokenPoolingVisionTransformer | TokenPoolingVisionTransformerDistilled:
@@ -71,7 +72,7 @@ def apply(
         A site after the last block is left out, because only the head follows it.
     """
     options = PoolingOptions(method, output, iterations, init, position, exclude_self, prop_attn)
-    plain = remove(model) if isinstance(model, TokenPoolingMixin) else model
+    plain: Any = remove(model) if isinstance(model, TokenPoolingMixin) else model
     kind = _POOLED.get(type(plain))
     if kind is None:
         raise TypeError(
@@ -79,7 +80,7 @@ def apply(
             f"{type(model).__module__}.{type(model).__qualname__}. Unwrap a compiled, parallel or "
             "features_only model first; other architectures have no plain sequence of blocks on patch tokens."
         )
-    pooled = recast(plain, kind)
+    pooled: Any = recast(plain, kind)
     pooled.blocks = recast(plain.blocks, type(plain.blocks))
     pooled.install(schedule, options)
     return pooled
@@ -95,11 +96,11 @@ def remove(model: nn.Module) -> VisionTransformer:
         TypeError: It is not pooled.
     """
     kind = next((plain for plain, pooled in _POOLED.items() if isinstance(model, pooled)), None)
-    if kind is None:
+    if kind is None or not isinstance(model, TokenPoolingMixin):
         raise TypeError(
             f"expected a model with Token Pooling, as apply() returns it, got {type(model).__name__}."
         )
-    plain = recast(model, kind)
+    plain: Any = recast(model, kind)
     for name in ("pooling_options", "prop_attn", "needs_sizes"):
         delattr(plain, name)
     plain.blocks = recast(model.blocks, type(model.blocks))
@@ -109,7 +110,7 @@ def remove(model: nn.Module) -> VisionTransformer:
     return plain
 
 
-def schedule_of(model: nn.Module) -> Schedule:
+def schedule_of(model: VisionTransformer | TokenPoolingMixin) -> Schedule:
     """Return the schedule of a pooled model; a plain one has an empty schedule."""
     return Schedule(
         tuple(
@@ -120,7 +121,7 @@ def schedule_of(model: nn.Module) -> Schedule:
     )
 
 
-def cost_of(model: nn.Module) -> Cost:
+def cost_of(model: VisionTransformer | TokenPoolingMixin) -> Cost:
     """Count the multiply-accumulates of one image, pooled or not.
 
     Example:

@@ -198,7 +198,7 @@ class Schedule:
             ) from error
 
 
-ScheduleLike = Schedule | str | Sequence[int] | Mapping[int, int | float]
+ScheduleLike = Schedule | str | list[int] | tuple[int, ...] | Mapping[int, int | float]
 
 
 def kept(tokens: int, fraction: Fraction) -> int:
@@ -241,7 +241,7 @@ def parse(schedule: ScheduleLike, depth: int, tokens: int) -> Schedule:
             fraction = Fraction(left, tokens) if isinstance(left, int) else _fraction(left)
             sites.append((int(block), fraction))
         return Schedule(tuple(sites)).within(depth)
-    if isinstance(schedule, Sequence):
+    if isinstance(schedule, list | tuple):
         if len(schedule) > depth:
             raise ScheduleError(
                 f"the schedule lists {len(schedule)} blocks, but the model has {depth}; "

@@ -52,6 +52,7 @@ class _SoftExtract(PoolingBlockMixin):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Run the block on all tokens: (B, P + N, M) to (B, P + N, M)."""
         branch, scores, _ = self._attention_branch(x, attn_mask, is_causal)
+        assert scores is not None  # the options ask for them
         x = x + branch
         prefix = self.num_prefix_tokens
         order = torch.argsort(scores, dim=1, descending=True, stable=True)

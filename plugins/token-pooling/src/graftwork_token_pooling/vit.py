@@ -9,7 +9,7 @@ Shapes: B images, P prefix tokens, N patch tokens before, K after, M channels.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import VisionTransformer, checkpoint
@@ -30,6 +30,22 @@ for _name in ("log_size_bias", "start_tracking", "track", "unpool", "without_mas
 
 class TokenPoolingMixin(nn.Module):
     """What pooling changes in a vision transformer: the way through the blocks, and what follows from it."""
+
+    if TYPE_CHECKING:  # TorchScript reads the annotations of a class and cannot evaluate postponed ones
+        blocks: nn.Sequential
+        patch_embed: Any
+        patch_drop: nn.Module
+        norm_pre: nn.Module
+        norm: nn.Module
+        global_pool: str
+        num_prefix_tokens: int
+        dynamic_img_size: bool
+        grad_checkpointing: bool
+        pooling_options: PoolingOptions
+        prop_attn: bool
+        needs_sizes: bool
+
+        def _pos_embed(self, x: Tensor) -> Tensor: ...
 
     def install(self, schedule: ScheduleLike, options: PoolingOptions) -> None:
         """Replace the blocks after which the schedule pools; called once, by whoever builds the model."""
@@ -117,7 +133,9 @@ class TokenPoolingMixin(nn.Module):
                             block.forward_pooled, x, total, grid, sizes, tracked, bias
                         )
                     else:
-                        x, assignment, grid = block.forward_pooled(x, total, grid, sizes, tracked, bias)
+                        x, assignment, grid = block.forward_pooled(  # type: ignore[operator]
+                            x, total, grid, sizes, tracked, bias
+                        )
                     if tracked:
                         left = x.shape[1] - self.num_prefix_tokens
                         owner, sizes = track(owner, sizes, assignment, left)
@@ -220,7 +238,7 @@ class TokenPoolingVisionTransformer(TokenPoolingMixin, VisionTransformer):
         output: str = "mean",
         iterations: int = 5,
         init: str = "auto",
-        position: str | None = None,
+        position: str = "auto",
         exclude_self: bool = False,
         prop_attn: bool | None = None,
         **kwargs: Any,
