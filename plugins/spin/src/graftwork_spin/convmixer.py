@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import get_act_layer
+from timm.models._features import feature_take_indices
 from timm.models.convmixer import ConvMixer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -143,6 +144,9 @@ class SpinConvMixer(SharedConvNet, ConvMixer):
             device=device,
             dtype=dtype,
         )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
+        ]
         self.adopt_blocks(pw_residual=pw_residual)
         self.share_blocks(sharing)
         self.init_weights()
@@ -173,6 +177,25 @@ class SpinConvMixer(SharedConvNet, ConvMixer):
             for bias in layer.bias:
                 nn.init.zeros_(bias)
         self.reset_adapters()
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last one wanted, and the stored tensors that only they used.
+
+        Args:
+            indices: Blocks to keep: the last n, or a list.
+            prune_norm: Without effect; there is no final norm.
+            prune_head: Whether to drop the classifier.
+
+        Returns:
+            The indices, counted from the first block.
+        """
+        kept, last = feature_take_indices(len(self.blocks), indices)
+        self.truncate_blocks(last + 1)
+        if prune_head:
+            self.reset_classifier(0, "")
+        return kept
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

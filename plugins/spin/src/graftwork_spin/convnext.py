@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, get_device_dtype, trunc_normal_
+from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
@@ -221,7 +221,10 @@ class SpinConvNeXt(SharedConvNet):
             global_pool: New pooling, or None to keep it.
         """
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        like = self.stem[0].weight
+        self.head.reset(
+            num_classes, global_pool, in_features=self.num_features, device=like.device, dtype=like.dtype
+        )
         self.head_hidden_size = self.head.num_features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

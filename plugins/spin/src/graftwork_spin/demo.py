@@ -139,11 +139,14 @@ def _figure(runs: list[Trained]) -> Figure:
     curves.set(xlabel="epoch", ylabel="training loss (log scale)", yscale="log", title="Training")
     curves.legend()
     curves.grid(alpha=0.3)
-    drawn = bars.bar([run.label for run in runs], [run.checkpoint / 1000 for run in runs], color=COLOURS)
+    drawn = bars.bar(
+        [run.label.replace(", ", "\n") for run in runs],
+        [run.checkpoint / 1000 for run in runs],
+        color=COLOURS,
+    )
     bars.bar_label(drawn, [f"{run.fit.accuracy:.1f} %" for run in runs], padding=3)
     bars.set(ylabel="checkpoint (kB)", title="Size on disk; test accuracy above the bars")
     bars.margins(y=0.15)
-    bars.tick_params(axis="x", labelsize=9)
     return figure
 
 

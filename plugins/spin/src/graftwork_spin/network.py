@@ -11,8 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import get_device_dtype
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from graftwork_spin.layers import INITIALISATIONS, SharedLayer
@@ -84,7 +82,7 @@ class SharedNetwork(nn.Module):
         self.register_buffer("layer_map", None)
         if sharing.shares_nothing():
             return
-        device = get_device_dtype(self)["device"]
+        device = next(self.parameters()).device
         self.register_buffer("layer_map", torch.tensor(sharing.mapping, device=device))
         paths = [path for component in sharing.components for path in self.COMPONENTS[component]]
         stored = {}
@@ -135,24 +133,6 @@ class SharedNetwork(nn.Module):
             layer.collapse_()
         self.sharing = replace(self.sharing, fusion=None)
         return self
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the blocks after the last one wanted, and the stored tensors that only they used.
-
-        Args:
-            indices: Blocks to keep: the last n, or a list.
-            prune_norm: Whether to drop the final norm, where there is one.
-            prune_head: Whether to drop the classifier.
-
-        Returns:
-            The indices, counted from the first block.
-        """
-        _, last = feature_take_indices(len(self.blocks), indices)
-        kept = super().prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
-        self.truncate_blocks(last + 1)
-        return kept
 
     @torch.jit.ignore
     def truncate_blocks(self, depth: int) -> None:

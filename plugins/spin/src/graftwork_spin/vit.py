@@ -43,7 +43,7 @@ class SpinAttention(nn.Module):
         self.num_heads, self.head_dim, self.scale = attn.num_heads, attn.head_dim, attn.scale
         self.fused_attn = attn.fused_attn
         self.qkv, self.q_norm, self.k_norm = attn.qkv, attn.q_norm, attn.k_norm
-        self.attn_drop, self.norm, self.gate = attn.attn_drop, attn.norm, attn.gate
+        self.attn_drop, self.norm, self.gate = attn.attn_drop, attn.norm, getattr(attn, "gate", None)
         self.proj, self.proj_drop = attn.proj, attn.proj_drop
         self.qkv_at = self.proj_at = -1
 
@@ -286,6 +286,24 @@ class SpinVisionTransformer(SharedNetwork, VisionTransformer):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last one wanted, and the stored tensors that only they used.
+
+        Args:
+            indices: Blocks to keep: the last n, or a list.
+            prune_norm: Whether to drop the final norm, where there is one.
+            prune_head: Whether to drop the classifier.
+
+        Returns:
+            The indices, counted from the first block.
+        """
+        _, last = feature_take_indices(len(self.blocks), indices)
+        kept = super().prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
+        self.truncate_blocks(last + 1)
+        return kept
 
 
 class SpinVisionTransformerDistilled(SpinVisionTransformer, VisionTransformerDistilled):
