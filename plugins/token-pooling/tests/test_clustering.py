@@ -10,7 +10,12 @@ from torch import Tensor
 
 from graftwork import extension
 from graftwork_token_pooling import k_means, k_medoids, native, reconstruction_error, weighted_means
-from graftwork_token_pooling.clustering import inner_products, medoid_rounds, squared_distances
+from graftwork_token_pooling.clustering import (
+    farthest_seeds,
+    inner_products,
+    medoid_rounds,
+    squared_distances,
+)
 
 POINTS = torch.tensor([[[0, 0], [1, 0], [0, 1], [10, 10], [11, 10], [10, 12], [5, 5]]], dtype=torch.float32)
 WEIGHTS = torch.tensor([[1, 2, 1, 3, 1, 1, 0.5]])
@@ -157,10 +162,11 @@ def test_seeds_by_stride_are_evenly_spaced_and_distinct() -> None:
     assert medoids.tolist() == [[0, 2, 5, 7]]
 
 
-def test_seeds_by_distance_spread() -> None:
+def test_seeds_far_apart_spread_and_count_weight() -> None:
     line = torch.tensor([[[0.0], [1.0], [2.0], [10.0]]])
-    _, medoids = k_medoids(line, 3, iterations=0, init="farthest")
-    assert medoids.tolist() == [[0, 3, 2]]
+    for weights, expected in ((None, [0, 3, 2]), (torch.tensor([[1.0, 2.0, 1.0, 1e-6]]), [1, 0, 2])):
+        _, medoids = k_medoids(line, 3, weights, iterations=0, init="farthest")
+        assert medoids.tolist() == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -192,6 +198,15 @@ def test_the_native_loop_equals_the_reference(tokens: int, k: int, iterations: i
     assert torch.equal(assignment, expected_assignment)
     assert torch.equal(medoids, expected_medoids)
     assert torch.equal(seeds, before)
+
+
+@needs_native
+@pytest.mark.parametrize(("tokens", "k"), [(196, 137), (49, 1), (16, 16)])
+def test_native_seeds_far_apart_equal_the_reference(tokens: int, k: int) -> None:
+    features, weights = torch.randn(3, tokens, 32), torch.rand(3, tokens)
+    gram = inner_products(features, features)
+    expected = farthest_seeds(squared_distances(gram), weights, k)
+    assert torch.equal(native.farthest_seeds(gram, weights, k), expected)
 
 
 def test_the_reference_serves_where_native_code_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

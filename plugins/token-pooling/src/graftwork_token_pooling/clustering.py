@@ -40,8 +40,9 @@ def k_medoids(
         weights: (B, N) significance of each token, positive; None for equal weights.
         iterations: Rounds of assignment and update; the paper finds about five enough.
         init: ``"score"`` seeds with the K heaviest tokens, ``"stride"`` with tokens at equal steps,
-            ``"farthest"`` with each next token farthest from those chosen (K sequential steps). ``"auto"`` is
-            ``"score"`` with weights and ``"stride"`` without.
+            ``"farthest"`` with the heaviest, then always the token whose weight times squared distance to the
+            seeds so far is largest: K steps, each unrolled in a captured graph. ``"auto"`` is ``"score"``
+            with weights and ``"stride"`` without.
 
     Returns:
         Assignment (B, N), int64, the cluster of each token, and medoids (B, K), int64, the token in the
@@ -225,16 +226,28 @@ def _seeds(gram: Tensor, weights: Tensor, k: int, init: str, weighted: bool) -> 
         batch, tokens = weights.shape
         return (torch.arange(k, device=weights.device) * tokens // k).expand(batch, k)
     if init == "farthest":
-        return _farthest(squared_distances(gram), weights, k)
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript skips a branch on this condition alone
+            if native.serves(gram):
+                return native.farthest_seeds(gram, weights, k)
+        return farthest_seeds(squared_distances(gram), weights, k)
     raise ValueError(f"init must be auto, score, farthest or stride, got {init}.")
 
 
-def _farthest(distance: Tensor, weights: Tensor, k: int) -> Tensor:
-    """Start with the heaviest token; add the one farthest from those chosen until there are K."""
+def farthest_seeds(distance: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Start with the heaviest token; add the one that would add most to the error until there are K.
+
+    Args:
+        distance: (B, N, N), squared, float32.
+        weights: (B, N), float32, positive.
+        k: Seeds.
+
+    Returns:
+        (B, K), int64; the lowest index wins every tie.
+    """
     chosen = [weights.argmax(1)]
     gap = distance.gather(1, chosen[0].view(-1, 1, 1).expand(-1, 1, distance.shape[2])).squeeze(1)
     for _ in range(k - 1):
-        chosen.append(gap.argmax(1))
+        chosen.append((gap * weights).argmax(1))
         step = distance.gather(1, chosen[-1].view(-1, 1, 1).expand(-1, 1, distance.shape[2])).squeeze(1)
         gap = torch.minimum(gap, step)
     return torch.stack(chosen, 1)

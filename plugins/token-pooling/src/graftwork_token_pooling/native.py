@@ -1,4 +1,4 @@
-"""The K-Medoids loop in C++, for inference on a CPU; where it cannot be had, the PyTorch loop serves."""
+"""The K-Medoids loops in C++, for a CPU; where it cannot be had, the PyTorch loop serves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ CLUSTER = extension.Library(
     name="cluster_cpu",
     package="graftwork_token_pooling",
     sources=["csrc/cluster.cpp"],
-    functions={"k_medoids": (c_void_p,) * 4 + (c_int64,) * 4 + (c_int,)},
+    functions={
+        "k_medoids": (c_void_p,) * 4 + (c_int64,) * 4 + (c_int,),
+        "farthest_seeds": (c_void_p,) * 3 + (c_int64,) * 3 + (c_int,),
+    },
 )
 """The native library; ``python -m graftwork.extension status graftwork_token_pooling.native:CLUSTER``."""
 
@@ -62,3 +65,31 @@ def k_medoids(gram: Tensor, weights: Tensor, seeds: Tensor, iterations: int) -> 
         extension.threads(),
     )
     return assignment, medoids
+
+
+def farthest_seeds(gram: Tensor, weights: Tensor, clusters: int) -> Tensor:
+    """Choose seeds far apart; the result equals that of the PyTorch loop.
+
+    Args:
+        gram: (B, N, N) float32, inner products of the tokens.
+        weights: (B, N) float32, positive.
+        clusters: K.
+
+    Returns:
+        (B, K), int64, token index of each seed.
+
+    Raises:
+        graftwork.extension.Unavailable: There is no native library here.
+    """
+    batch, tokens = weights.shape
+    seeds = torch.empty(batch, clusters, dtype=torch.int64)
+    extension.load(CLUSTER).farthest_seeds(
+        extension.pointer(gram.contiguous(), torch.float32, shape=(batch, tokens, tokens), name="gram"),
+        extension.pointer(weights.contiguous(), torch.float32, name="weights"),
+        extension.pointer(seeds, torch.int64, name="seeds"),
+        batch,
+        tokens,
+        clusters,
+        extension.threads(),
+    )
+    return seeds

@@ -11,6 +11,11 @@ namespace {
 struct Scratch {
   explicit Scratch(int64_t tokens, int64_t clusters)
       : norm(tokens), best(tokens), owner(tokens), start(clusters + 1), members(tokens) {}
+  // keeps the diagonal beside the matrix: it is read in every pass
+  void read_norms(const float *gram) {
+    const int64_t tokens = static_cast<int64_t>(norm.size());
+    for (int64_t i = 0; i < tokens; ++i) norm[i] = gram[i * tokens + i];
+  }
   std::vector<float> norm, best;
   std::vector<int32_t> owner;
   std::vector<int64_t> start, members;
@@ -64,6 +69,40 @@ void update(const float *gram, const float *weights, int64_t *medoids, int64_t t
 
 }  // namespace
 
+// gram (B, N, N) and weights (B, N) in; seeds (B, K) out: the heaviest token, then each next one where weight times
+// squared distance to the nearest seed is largest, the lowest index among equals.
+GRAFTWORK_API int farthest_seeds(const float *gram, const float *weights, int64_t *seeds, int64_t batch,
+                                 int64_t tokens, int64_t clusters, int threads) {
+  if (clusters < 1 || clusters > tokens)
+    return graftwork_fail("clusters must be in 1..%lld, got %lld", (long long)tokens, (long long)clusters);
+#pragma omp parallel for num_threads(threads) schedule(static) if (batch > 1 && threads > 1)
+  for (int64_t b = 0; b < batch; ++b) {
+    Scratch scratch(tokens, clusters);
+    const float *matrix = gram + b * tokens * tokens;
+    const float *weight = weights + b * tokens;
+    float *gap = scratch.best.data();
+    scratch.read_norms(matrix);
+    for (int64_t i = 0; i < tokens; ++i) gap[i] = std::numeric_limits<float>::infinity();
+    int64_t next = 0;
+    for (int64_t i = 1; i < tokens; ++i)
+      if (weight[i] > weight[next]) next = i;
+    for (int64_t j = 0; j < clusters; ++j) {
+      seeds[b * clusters + j] = next;
+      const float *row = matrix + next * tokens;
+      const float own = scratch.norm[next];
+      for (int64_t i = 0; i < tokens; ++i) {
+        const float distance = (scratch.norm[i] + own) - 2.0f * row[i];
+        const float positive = distance > 0.0f ? distance : 0.0f;
+        gap[i] = positive < gap[i] ? positive : gap[i];
+      }
+      float largest = -1.0f;
+      for (int64_t i = 0; i < tokens; ++i)
+        if (gap[i] * weight[i] > largest) largest = gap[i] * weight[i], next = i;
+    }
+  }
+  return 0;
+}
+
 // gram (B, N, N) and weights (B, N) in; medoids (B, K) holds the seeds and receives the result; assignment (B, N) out.
 GRAFTWORK_API int k_medoids(const float *gram, const float *weights, int64_t *medoids, int64_t *assignment,
                             int64_t batch, int64_t tokens, int64_t clusters, int64_t iterations, int threads) {
@@ -74,7 +113,7 @@ GRAFTWORK_API int k_medoids(const float *gram, const float *weights, int64_t *me
     Scratch scratch(tokens, clusters);
     const float *matrix = gram + b * tokens * tokens;
     int64_t *chosen = medoids + b * clusters;
-    for (int64_t i = 0; i < tokens; ++i) scratch.norm[i] = matrix[i * tokens + i];
+    scratch.read_norms(matrix);
     for (int64_t t = 0; t < iterations; ++t) {
       assign(matrix, chosen, tokens, clusters, scratch);
       update(matrix, weights + b * tokens, chosen, tokens, clusters, scratch);
