@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
+from timm.layers import LayerNorm, LayerNorm2d, SelectAdaptivePool2d, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
@@ -146,10 +146,12 @@ class SpinConvNeXt(SharedConvNet):
         self.feature_info = [
             {"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
         ]
-        self.head = NormMlpClassifierHead(
-            dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, norm_layer=LayerNorm2d, **dd
-        )
-        self.head_hidden_size = self.head.num_features
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=False)
+        self.norm = LayerNorm2d(dim, **dd)
+        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.head_hidden_size = dim * self.global_pool.feat_mult()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.ls_init_value = ls_init_value
         self.adopt_blocks()
         self.share_blocks(sharing)
@@ -190,17 +192,18 @@ class SpinConvNeXt(SharedConvNet):
 
         Args:
             indices: Blocks to keep: the last n, or a list.
-            prune_norm: Without effect; the only norm outside the blocks belongs to the head.
-            prune_head: Whether to drop the head.
+            prune_norm: Whether to drop the norm between pooling and classifier.
+            prune_head: Whether to drop norm and classifier.
 
         Returns:
             The indices, counted from the first block.
         """
         kept, last = feature_take_indices(len(self.blocks), indices)
         self.truncate_blocks(last + 1)
+        if prune_norm or prune_head:
+            self.norm = nn.Identity()
         if prune_head:
-            self.head.reset(0, "", reset_other=True)
-            self.num_classes, self.head_hidden_size = 0, self.head.num_features
+            self.reset_classifier(0, "")
         return kept
 
     @torch.jit.ignore
@@ -211,7 +214,7 @@ class SpinConvNeXt(SharedConvNet):
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
-        return self.head.fc
+        return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier.
@@ -221,15 +224,20 @@ class SpinConvNeXt(SharedConvNet):
             global_pool: New pooling, or None to keep it.
         """
         self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=False)
+            self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         like = self.stem[0].weight
-        self.head.reset(
-            num_classes, global_pool, in_features=self.num_features, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.head.num_features
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+        self.head.train(self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features (B, C, H, W) to logits, or to what the classifier would get."""
-        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+        x = self.head_drop(self.flatten(self.norm(self.global_pool(x))))
+        return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to logits (B, num_classes)."""

@@ -33,7 +33,7 @@ CFGS: dict[str, dict[str, Any]] = {
         "crop_pct": 0.875,
         "pool_size": (14, 14),
         "first_conv": "stem.0",
-        "classifier": "head.fc",
+        "classifier": "head",
     },
 }
 

@@ -210,15 +210,16 @@ def _solve(model: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor) -> 
 def tile_cones(lens: Lens, device: torch.device) -> Tensor:
     """Return a hierarchy of cones around the directions of square tiles of pixels; computed once per lens.
 
-    Level 0 has one cone per tile of 8 x 8 pixels in row-major order; each further level joins 2 x 2, up to one.
+    Level 0 has one cone per tile of 8 x 8 pixels in row-major order; each further level joins 2 x 2, up to
+    one.
 
     Args:
         lens: The lens.
         device: Where the table is to be.
 
     Returns:
-        ``(M, 5)`` float32, all levels one after the other: unit axis in camera coordinates, cosine and sine of
-        the half angle.
+        ``(M, 5)`` float32, all levels one after the other: unit axis in camera coordinates, cosine and sine
+        of the half angle.
     """
     directions = pixel_directions(lens, torch.device("cpu"), torch.float64)
     rows, columns = -(-lens.height // TILE), -(-lens.width // TILE)

@@ -1,7 +1,5 @@
 """Mask R-CNN, ResNet-50 with a feature pyramid, MSc-VBS: ten scales, variable batch."""
 
-
-
 from mmengine.config import read_base
 
 with read_base():

@@ -1,7 +1,5 @@
 """A small Mask R-CNN for one machine, MSc-VBS: four scales, variable batch."""
 
-
-
 from mmengine.config import read_base
 
 with read_base():
