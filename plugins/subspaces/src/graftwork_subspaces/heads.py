@@ -47,7 +47,7 @@ def _recorded(model: nn.Module, field: str) -> tuple[str, ...]:
 
 def renew_head(net: CompressibleNet, num_classes: int, global_pool: str | None) -> None:
     """Replace the classifier of a compressible network by a fresh one of the same kind and role."""
-    from graftwork_subspaces.wrap import put_on_subspace
+    from graftwork_subspaces.convert import put_on_subspace
 
     model = cast("Any", net.model)
     old = {name: layer for name, layer in net.named_layers().items() if name in head_names(net.model)}

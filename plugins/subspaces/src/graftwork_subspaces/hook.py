@@ -1,4 +1,4 @@
-"""Training a compressible network with mmengine: the hook chooses the levels, the loop stays the framework's."""
+"""Training with mmengine: the hook chooses the levels, the loop stays the framework's."""
 
 from __future__ import annotations
 

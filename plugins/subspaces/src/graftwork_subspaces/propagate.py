@@ -84,15 +84,17 @@ class Walk:
     def refuse_doubts(self) -> None:
         """Refuse the network if a node that was not understood meets channels that are cut."""
         for layout, text in self.doubts:
-            if not self.book.reason(layout):
-                module = text.partition(":")[0]
-                raise UnsupportedGraph(
-                    f"the widths of this network cannot be followed through {text}. Keep that part whole "
-                    "with "
-                    f"wrap(..., skip=('stem', 'head', {module + '*'!r})), or choose regime='sparse' or "
-                    "'quant', "
-                    "which need no tracing."
-                )
+            if self.book.reason(layout):
+                continue
+            sources = [name for name, other in self.outputs.items() if self.book.touch(layout, other)]
+            skip = ", ".join(repr(name) for name in ("stem", "head", *sources[:3]))
+            more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+            raise UnsupportedGraph(
+                f"the widths of this network cannot be followed through {text}. Keep the layers before it "
+                f"whole with wrap(..., skip=({skip})){more}, or choose regime='sparse' or 'quant', which "
+                "need "
+                "no tracing."
+            )
 
 
 def owner_of(node: fx.Node) -> str:
@@ -176,7 +178,8 @@ def find_plan(
             raise
         except Exception as error:
             raise UnsupportedGraph(
-                f"the traced network does not run on an image of {input_size}: {error}. Name the size it was "
+                f"the traced network does not run on an image of {input_size}: "
+                f"{str(error).partition(chr(10))[0]}. Name the size it was "
                 "built for with wrap(..., input_size=(channels, height, width))."
             ) from error
     walk.refuse_doubts()

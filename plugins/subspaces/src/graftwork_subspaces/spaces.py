@@ -82,6 +82,11 @@ class SpaceBook:
         reasons = [self._root[self.find(s.space)].whole if s.space != FULL else "never cut" for s in layout]
         return "" if "" in reasons else next(iter(reasons), "never cut")
 
+    def touch(self, first: Layout, second: Layout) -> bool:
+        """Say whether two layouts have a space in common."""
+        roots = [{self.find(s.space) for s in layout if s.space != FULL} for layout in (first, second)]
+        return not roots[0].isdisjoint(roots[1])
+
     def join(self, first: Layout, second: Layout) -> bool:
         """Cut two layouts alike from now on.
 

@@ -159,7 +159,8 @@ def loss_step(
             if last:
                 penalty = core.regulariser()
                 loss = loss if penalty is None else loss + penalty / accumulate
-            cast("Tensor", loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            scaled = loss if scaler is None else cast("Tensor", scaler.scale(loss))
+            scaled.backward()  # type: ignore[no-untyped-call]
     return StepLosses(tuple(losses), None if penalty is None else penalty.detach(), tuple(levels))
 
 

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
-from timm.layers import (
-    BatchNormAct2d,
-    GroupNorm,
-    GroupNorm1,
-    GroupNorm1Act,
-    GroupNormAct,
-    LayerNorm,
-    LayerNorm2d,
-    LayerNormAct,
-    LayerNormAct2d,
-)
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+import torch
+from torch import Tensor, nn
 
-from graftwork_subspaces.blocks import TWINS, make_block
+from graftwork_subspaces.convert import convert
 from graftwork_subspaces.heads import head_names, stem_names
-from graftwork_subspaces.layers import OnSubspace, Role, SubspaceLinear, SubspaceNorm, adopt, make_conv
+from graftwork_subspaces.layers import SubspaceNorm
 from graftwork_subspaces.levels import LevelContext
 from graftwork_subspaces.net import CompressibleNet
 from graftwork_subspaces.propagate import UnsupportedGraph, find_plan
 from graftwork_subspaces.samplers import Sampler
 from graftwork_subspaces.settings import Init, Norm, Settings, Subspace, default_sampler, make_map
 from graftwork_subspaces.spaces import ChannelPlan
-from graftwork_subspaces.subspace import add_end
-
-_BATCH = (nn.BatchNorm2d, BatchNormAct2d)
-_GROUP = (nn.GroupNorm, GroupNorm, GroupNormAct, GroupNorm1, GroupNorm1Act)
-_LAYER = (nn.LayerNorm, LayerNorm, LayerNormAct)
-_LAYER_2D = (LayerNorm2d, LayerNormAct2d)
 
 
 def wrap(
@@ -114,15 +98,15 @@ def wrap(
     upstream = parity == "upstream"
     level_map = make_map(regime, levels, alpha_map or ("upstream" if upstream else "affine"))
     _refuse_shared(model)
+    skip = (skip,) if isinstance(skip, str) else skip
     heads, stems = head_names(model), stem_names(model)
     skipped = _skipped(model, skip, stems, heads)
     kind = norm if norm != "auto" else ("instance" if regime == "width" else "group")
     plan = ChannelPlan((), {}, {}, {})
     if regime == "width":
         size = input_size or image_size(model)
-        plan = find_plan(
-            model, size, whole={*heads, *skipped} - set(stems), multiple=multiple or (1 if upstream else 8)
-        )
+        whole = {*heads, *_skipped(model, [name for name in skip if name != "stem"], stems, heads)}
+        plan = find_plan(model, size, whole=whole, multiple=multiple or (1 if upstream else 8))
     settings = Settings(
         map=level_map,
         subspace=subspace,
@@ -137,7 +121,7 @@ def wrap(
         plan=plan,
     )
     context = LevelContext()
-    _convert(model, settings, context, skipped, init or ("upstream" if upstream else "independent"))
+    convert(model, settings, context, skipped, init or ("upstream" if upstream else "independent"))
     net = CompressibleNet(model, settings, context)
     if regime == "width":
         _try_narrow(net, input_size or image_size(model))
@@ -145,7 +129,10 @@ def wrap(
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int]:
-    """Return the image size a model is made for, from timm's record."""
+    """Return the image size a model was built for: that of its patches, or timm's record."""
+    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if fixed is not None:
+        return (getattr(model, "in_chans", 3), *fixed)
     cfg = getattr(model, "pretrained_cfg", None)
     size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
     if size is None:
@@ -179,7 +166,7 @@ def _skipped(
 ) -> set[str]:
     names = [name for name, _ in model.named_modules()]
     skipped: set[str] = set()
-    for pattern in (skip,) if isinstance(skip, str) else skip:
+    for pattern in skip:
         found = {"stem": stems, "head": heads}.get(pattern)
         if found is None:
             found = [name for name in names if fnmatchcase(name, pattern)]
@@ -189,131 +176,18 @@ def _skipped(
     return skipped
 
 
-def _convert(
-    model: nn.Module, settings: Settings, context: LevelContext, skipped: set[str], init: Init
-) -> None:
-    """Replace layers and norms in place, then the blocks of timm whose code depends on channel counts."""
-    width, line = settings.regime == "width", settings.subspace == "line"
-    index = 0
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, (nn.Conv2d, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm)):
-            continue
-        is_norm = not isinstance(module, (nn.Conv2d, nn.Linear))
-        ends = line and (is_norm or not width or settings.line_scope == "all")
-        role: Role = "dense" if is_norm or (name in skipped and not width) else "block"
-        layer = put_on_subspace(
-            model, name, context, index, role=role, line=ends, settings=settings, init=init
-        )
-        if layer is None:
-            continue
-        layer.inputs, layer.outputs = settings.plan.inputs.get(name, ()), settings.plan.outputs.get(name, ())
-        index += 1
-    if index == 0:
-        raise ValueError(
-            f"{type(model).__name__} has no convolution, linear layer or norm to put on a subspace."
-        )
-    left = [
-        n
-        for n, m in model.named_modules()
-        if isinstance(m, _NormBase) or "FrozenBatchNorm" in type(m).__name__
-    ]
-    if left and settings.norm != "batch":
-        raise ValueError(
-            f"{', '.join(left[:3])} would keep batch statistics "
-            f"({type(model.get_submodule(left[0])).__name__}), which "
-            "differ from level to level. Use BatchNorm2d there so that it is replaced, or norm='batch' to "
-            "keep "
-            "statistics knowingly."
-        )
-    if width:
-        _convert_blocks(model, settings.plan, context)
-
-
-def put_on_subspace(
-    model: nn.Module,
-    name: str,
-    context: LevelContext,
-    index: int,
-    *,
-    role: Role,
-    line: bool,
-    settings: Settings | None = None,
-    init: Init = "independent",
-) -> OnSubspace | None:
-    """Replace one layer of a model by its twin on the subspace.
-
-    Args:
-        model: Changed in place.
-        name: Of the layer.
-        context: Level of the network.
-        index: Number of the layer.
-        role: ``"block"`` or ``"dense"``.
-        line: Give its parameters a second end.
-        settings: How the network is wrapped; None for a layer that needs no norm and no input range.
-        init: Of the second end.
-
-    Returns:
-        The twin, or None for a kind without one, which stays as it is.
-    """
-    module = model.get_submodule(name)
-    twin: OnSubspace | None
-    if isinstance(module, nn.Conv2d):
-        twin = make_conv(module)
-    elif isinstance(module, nn.Linear):
-        twin = adopt(SubspaceLinear, module) if type(module).__name__ == "Linear" else None
-    else:
-        twin = _make_norm(module, settings.norm if settings else "group")
-    if twin is None:
-        return None
-    quantised = settings is not None and settings.regime == "quant" and role == "block"
-    twin.join(context, index, role, quantised=quantised)
-    if line:
-        for parameter in ("weight", "bias"):
-            add_end(twin, parameter, init)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, twin)
-    return twin
-
-
-def _make_norm(module: nn.Module, kind: str) -> SubspaceNorm | None:
-    norm = cast("Any", module)
-    if type(module) in _BATCH:
-        channels = norm.num_features
-        groups = max(d for d in range(1, min(32, channels) + 1) if channels % d == 0)
-        return SubspaceNorm(cast("Any", kind), module, channels, groups, affine=norm.affine)
-    if type(module) in _GROUP:
-        return SubspaceNorm("group", module, norm.num_channels, norm.num_groups, affine=norm.affine)
-    if type(module) in _LAYER + _LAYER_2D and len(norm.normalized_shape) == 1:
-        layer_kind: Any = "layer" if type(module) in _LAYER else "layer2d"
-        return SubspaceNorm(layer_kind, module, norm.normalized_shape[0], affine=norm.elementwise_affine)
-    return None
-
-
-def _convert_blocks(model: nn.Module, plan: ChannelPlan, context: LevelContext) -> None:
-    by_depth = sorted(model.named_modules(), key=lambda item: -item[0].count("."))
-    for name, module in by_depth:
-        block = make_block(module, context, plan.outputs.get(name, ())) if name else None
-        if block is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, block)
-    for name in {**plan.inputs, **plan.outputs}:
-        cut = plan.inputs.get(name) or plan.outputs.get(name)
-        module = model.get_submodule(name)
-        if cut and not isinstance(module, (OnSubspace, *TWINS.values())):
-            raise UnsupportedGraph(
-                f"{name} ({type(module).__name__}) would have to run at any width and has no twin that "
-                "does. Keep "
-                f"its channels whole with skip=('stem', 'head', {name!r}), or choose another regime."
-            )
-
-
 def _try_narrow(net: CompressibleNet, input_size: tuple[int, int, int]) -> None:
     """Run narrow levels without memory, so that a wrong plan fails here and not during training."""
-    import copy
-
-    import torch
-
     trial = copy.deepcopy(net).to("meta").eval()
+    single: list[str] = []
+    for name, layer in trial.named_layers().items():
+        if isinstance(layer, SubspaceNorm) and layer.kind == "instance":
+
+            def look(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if inputs[0].shape[2:].numel() == 1:
+                    single.append(name)
+
+            layer.register_forward_pre_hook(look)
     for width in (net.settings.map.lo, (net.settings.map.lo + net.settings.map.hi) / 2):
         try:
             with torch.no_grad(), trial.at(width=width):
@@ -324,3 +198,9 @@ def _try_narrow(net: CompressibleNet, input_size: tuple[int, int, int]) -> None:
                 "counts on a "
                 "fixed number of channels; keep that part whole with skip=, or choose another regime."
             ) from error
+    if single:
+        raise ValueError(
+            f"{', '.join(dict.fromkeys(single))} would normalise a single position per channel, which "
+            "instance norm "
+            "turns into a constant. Use larger images, replace that norm, or take norm='batch'."
+        )
