@@ -15,17 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from graftwork.testing.backend import BackendContract as BackendContract
     from graftwork.testing.model import ModelContract as ModelContract
     from graftwork.testing.op import OpContract as OpContract
     from graftwork.testing.plugin import PluginContract as PluginContract
+    from graftwork.testing.sampler import SamplerContract as SamplerContract
 
 _HOMES = {
+    "BackendContract": "graftwork.testing.backend",
     "ModelContract": "graftwork.testing.model",
     "OpContract": "graftwork.testing.op",
     "PluginContract": "graftwork.testing.plugin",
+    "SamplerContract": "graftwork.testing.sampler",
 }
 
-__all__ = ["ModelContract", "OpContract", "PluginContract"]
+__all__ = ["BackendContract", "ModelContract", "OpContract", "PluginContract", "SamplerContract"]
 
 
 def __getattr__(name: str) -> object:

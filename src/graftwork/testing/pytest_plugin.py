@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 
 # the contracts are written with plain asserts; a failure must show the values that were compared
-pytest.register_assert_rewrite("graftwork.testing.model", "graftwork.testing.op", "graftwork.testing.plugin")
+pytest.register_assert_rewrite(
+    *(f"graftwork.testing.{contract}" for contract in ("model", "op", "plugin", "sampler"))
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -96,6 +96,10 @@ class RankSampler(Sampler[int]):
         self.rank, self.world_size = rank, world_size
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is not among the {self.world_size} ranks, counted from 0.")
+        if len(dataset) == 0:
+            raise ValueError(
+                "the data set is empty; there is nothing to draw. Check its path and its filter."
+            )
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = seed
