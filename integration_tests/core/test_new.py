@@ -24,21 +24,21 @@ def texts_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_model_plugin_has_the_files_of_every_plugin(tmp_path, capsys):
+PACKAGE = "src/graftwork_fast_mix"
+COMMON = {"README.md", "pyproject.toml", "tests/test_contract.py"} | {
+    f"{PACKAGE}/{name}" for name in ("__init__.py", "plugin.py", "py.typed")
+}
+OWN = {
+    "component": {f"{PACKAGE}/sampler.py", "tests/test_sampler.py"},
+    "model": {f"{PACKAGE}/models.py", f"{PACKAGE}/shift.py", "tests/test_shift.py"},
+}
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_plugin_has_the_files_of_every_plugin_and_of_its_kind(tmp_path, capsys, kind):
     folder = tmp_path / "plugins" / "fast-mix"
-    assert main(["new", "fast-mix", "--out", str(folder)]) == 0
-    package = "src/graftwork_fast_mix"
-    assert set(texts_of(folder)) == {
-        "README.md",
-        "pyproject.toml",
-        f"{package}/__init__.py",
-        f"{package}/models.py",
-        f"{package}/plugin.py",
-        f"{package}/py.typed",
-        f"{package}/shift.py",
-        "tests/test_contract.py",
-        "tests/test_shift.py",
-    }
+    assert main(["new", "fast-mix", "--kind", kind, "--out", str(folder)]) == 0
+    assert set(texts_of(folder)) == COMMON | OWN[kind]
     said = capsys.readouterr()
     assert f'pip install -e "{folder}[test]"' in said.out and f"pytest {folder}" in said.out
     assert said.err == ""
@@ -73,7 +73,7 @@ def test_describing_module_of_a_template_imports_graftwork_only(kind):
 
 
 @pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize("name", ["ab", "fast-mix", "a-rather-long-name-for-a-plugin"])
+@pytest.mark.parametrize("name", ["ab", "fast-mix", "a-longer-plugin-name"])
 def test_code_is_formatted_and_linted(tmp_path, kind, name):
     assert main(["new", name, "--kind", kind, "--out", str(tmp_path / name)]) == 0
     for words in (["check", "--no-cache", "."], ["format", "--no-cache", "--diff", "."]):

@@ -69,9 +69,14 @@ class Names:
         """Name of the import package."""
         return f"graftwork_{self.short}"
 
+    @property
+    def class_name(self) -> str:
+        """The slug as part of a class name."""
+        return "".join(word.capitalize() for word in self.slug.split("-"))
+
     def placeholders(self) -> dict[str, str]:
         """Return what templates may refer to."""
-        names = ("slug", "distribution", "short", "module")
+        names = ("slug", "distribution", "short", "module", "class_name")
         return {name: getattr(self, name) for name in names}
 
 

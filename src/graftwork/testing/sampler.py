@@ -97,9 +97,17 @@ class SamplerContract:
             np.random.seed(number)
             torch.manual_seed(number)
         assert disturbed == expected, "drawing from global generators between two batches changes the epoch"
-        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        states = (
+            random.getstate(),
+            _numpy_state(),
+            torch.get_rng_state().tolist(),
+        )
         self.epoch(self.make(self.samples), 2)
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        after = (
+            random.getstate(),
+            _numpy_state(),
+            torch.get_rng_state().tolist(),
+        )
         assert states == after, "iterating draws from a global generator"
 
     @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -179,3 +187,8 @@ class SamplerContract:
         next(iter(sampler))
         seconds = time.process_time() - started
         assert seconds < 5, f"the first batch of 1.28 million samples took {seconds:.1f} s of processor time"
+
+
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()  # a tuple, or a dictionary for other generators
+    return [int(word) for word in state[1]]
