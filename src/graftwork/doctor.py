@@ -56,6 +56,7 @@ def examine(catalog: Catalog, plugin: str | None = None) -> int:
             ("autoload", _autoload()),
         ]
     sections += [("plugins", _plugins(catalog, plugin)), ("timm", _timm(catalog, plugin))]
+    sections.append(("mmengine", _mmengine(catalog, plugin)))
     sections += [("render backends", _backends(catalog, plugin)), ("code", _code(catalog, plugin))]
     errors = 0
     for title, findings in sections:
@@ -225,6 +226,19 @@ def _timm(catalog: Catalog, slug: str | None) -> Iterator[Finding]:
     for problem in adapter.problems():
         if slug in (None, problem.plugin):
             yield Finding("error", f"{problem.plugin}: {_describe(problem.exception)}", problem.hint)
+
+
+def _mmengine(catalog: Catalog, slug: str | None) -> Iterator[Finding]:
+    if find_spec("mmengine") is None or not catalog.components:
+        return
+    try:
+        import graftwork.mmengine as adapter
+    except Exception as error:
+        text = f"the adapter cannot be imported: {_describe(error)}"
+        yield Finding("error", text, "`python -c 'import mmengine'` shows more.")
+        return
+    for level, text, fix in adapter.findings(catalog, slug):
+        yield Finding(level, text, fix)
 
 
 def _code(catalog: Catalog, slug: str | None) -> Iterator[Finding]:

@@ -90,7 +90,7 @@ def _explain(registry: Registry, name: str, entry: Entry | None, catalog: Catalo
             f"{registry.name}; "
             "it stands in the wrong place of the config."
         )
-    claims = [e.plugin for key, e in catalog.components.items() if key != e.name and e.name == name]
+    claims = sorted(e.plugin for key, e in catalog.components.items() if key != e.name and e.name == name)
     if claims:
         return (
             f"{asked} is claimed by the plugins {' and '.join(claims)}, so none of them gets the name. "
