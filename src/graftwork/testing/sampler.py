@@ -190,5 +190,7 @@ class SamplerContract:
 
 
 def _numpy_state() -> list[int]:
+    import numpy as np
+
     state: Any = np.random.get_state()  # a tuple, or a dictionary for other generators
     return [int(word) for word in state[1]]
