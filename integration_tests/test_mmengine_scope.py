@@ -60,7 +60,7 @@ def test_a_child_scope_reaches_it_too(fresh_python: Fresh) -> None:
     if find_spec("mmdet") is None:
         pytest.skip("mmdet is not installed")
     done = fresh_python(
-        """
+        dedent("""
         from mmengine.registry import DefaultScope
         from mmdet.registry import HOOKS
         DefaultScope.get_instance('test', scope_name='mmdet')
