@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graftwork_power_foam.ops.cameras import Cameras
+from graftwork_power_foam.ops.cameras import Cameras, Rays
 from graftwork_power_foam.ops.cells import Cells
 from graftwork_power_foam.ops.lenses import Lens
 
@@ -58,3 +58,31 @@ def camera(
     """One pinhole camera whose principal point is off the centre."""
     lens = Lens(width=size, height=size - 3, fx=1.1 * size, fy=1.2 * size, cx=0.45 * size, cy=0.52 * size)
     return Cameras(look_at(eye, dtype), lens)
+
+
+def leaves(cells: Cells) -> Cells:
+    """The same cells as leaves that require gradients."""
+    return cells.map(lambda tensor: tensor.detach().clone().requires_grad_())
+
+
+def random_rays(count: int = 300, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Rays:
+    """Rays with their own origins, some of them inside the scene."""
+    draw = torch.Generator().manual_seed(seed)
+    origins = 1.5 * torch.randn(count, 3, generator=draw, dtype=torch.float64)
+    aim = 0.5 * torch.randn(count, 3, generator=draw, dtype=torch.float64)
+    directions = torch.nn.functional.normalize(aim - origins, dim=-1)
+    return Rays(origins.to(dtype), directions.to(dtype))
+
+
+def relative(actual: Tensor | None, expected: Tensor | None) -> float:
+    """Relative L2 error of a gradient; None counts as zero."""
+    if expected is None or float(expected.norm()) == 0:
+        return 0.0 if actual is None else float(actual.double().norm())
+    if actual is None:
+        return 1.0
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    """Peak signal-to-noise ratio of images in [0, 1]."""
+    return float(-10 * torch.log10((one.double() - other.double()).square().mean().clamp(min=1e-20)))

@@ -141,7 +141,7 @@ void build_frame(const SceneArgs &scene, const CameraArgs &cameras, int64_t came
       for (int32_t e = scene.offsets[cell]; e < scene.offsets[cell + 1]; ++e, ++edge) {
         const int32_t other = scene.neighbors[e];
         edge->toward = load(scene.centers + 3 * other) - center;
-        edge->numerator = wall_numerator(edge->toward, radius, scene.radii[other], to_center);
+        edge->numerator = edge_numerator(edge->toward, radius, scene.radii[other], to_center, cell, other);
       }
     }
 #pragma omp for schedule(static)

@@ -1,3 +1,4 @@
+#include "cpu/pixels.h"
 #include "cpu/raster.h"
 
 namespace foam {
@@ -8,20 +9,6 @@ struct Images {
   int64_t first_pixel;  // of this camera
   int quantiles;
 };
-
-void store(const Images &images, int64_t pixel, int lane, const Pixel<Packet> &packet, int count) {
-  const ImageArgs &to = images.args;
-  to.rgb[3 * pixel] = packet.color.x[lane];
-  to.rgb[3 * pixel + 1] = packet.color.y[lane];
-  to.rgb[3 * pixel + 2] = packet.color.z[lane];
-  to.normal[3 * pixel] = packet.normal.x[lane];
-  to.normal[3 * pixel + 1] = packet.normal.y[lane];
-  to.normal[3 * pixel + 2] = packet.normal.z[lane];
-  to.alpha[pixel] = packet.alpha[lane];
-  to.facing[pixel] = packet.facing[lane];
-  to.intersections[pixel] = count;
-  for (int q = 0; q < images.quantiles; ++q) to.depth[images.quantiles * pixel + q] = packet.depth[q][lane];
-}
 
 Vec<Packet> load_target(const Frame &frame, const Images &images, int column, int row, PacketInt inside) {
   Vec<Packet> target{};
@@ -38,59 +25,37 @@ Vec<Packet> load_target(const Frame &frame, const Images &images, int column, in
 template <int K>
 void render_block(const SceneArgs &scene, const Constants &constants, const Frame &frame, const Images &images,
                   int column, int row, Workspace &work, RowTable &statistics) {
-  const int count = static_cast<int>(scene.sites);
-  const Packet far = splat(INFINITY);
   Vec<Packet> direction;
-  PacketInt alive = block_directions(frame, column, row, direction);
+  const PacketInt inside = block_directions(frame, column, row, direction);
   const bool compare = images.args.target != nullptr;
   Vec<Packet> target{};
-  if (compare) target = load_target(frame, images, column, row, alive);
+  if (compare) target = load_target(frame, images, column, row, inside);
   Pixel<Packet> pixel;
   start_pixel(constants, pixel);
-  PacketInt met{}, enter_by, leave_by;
-  work.balls.near_block(direction, alive, work.places);
-  for (int32_t place : work.places) {
-    if (!any(alive)) break;
-    const int32_t rank = work.balls.rank(place), id = frame.cells[rank];
-    const Cell &cell = frame.prepared[rank];
-    const Vec<float> &to_center = frame.to_center[rank];
-    Span<Packet> walls, span;
-    PacketInt mask = alive & meet_ball(to_center, cell.radius, direction, constants.near, walls);
-    if (!any(mask)) continue;
-    mask = clip_cell<false>(frame, scene.neighbors, rank, direction, mask, walls, enter_by, leave_by);
-    if (!any(mask)) continue;
-    const LocalRay<Packet, float> ray = local_ray(cell, to_center, direction);
-    const float *sites = scene.site_positions + 2 * scene.sites * id;
-    if (frame.flat[rank]) {
-      meet_plane(ray, walls, constants.near, far, span);
-    } else {
-      Surface<Packet, K> surface;
-      meet_surface<K>(ray, cell.radius, sites, scene.heights + scene.sites * id, count, walls, constants.near,
-                      far, surface);
-      span = surface.span;
-    }
-    mask &= span.leave > span.enter;
-    if (!any(mask)) continue;
-    Packet weights[SiteCount<K>::kBound];
-    site_weights<K>(sites, count, Packet(span.enter * ray.slope_u - ray.offset_u),
-                    Packet(span.enter * ray.slope_v - ray.offset_v), weights);
-    const float *colors = frame.colors.get() + 3 * scene.sites * rank;
-    Vec<Packet> color{};
-    for (int k = 0; k < SiteCount<K>::of(count); ++k) add(color, scale(weights[k], load(colors + 3 * k)));
-    const Packet weight = composite(constants, cell, color, ray.facing, span, mask, pixel);
-    met -= mask;
-    float *sums = statistics.row(rank, work.slots);
-    sums[0] += sum_lanes(weight);
-    if (compare) {
-      const Vec<Packet> gap = color - target;
-      const Packet difference = magnitude(gap.x) + magnitude(gap.y) + magnitude(gap.z);
-      sums[1] += sum_lanes(select(mask, weight * difference, Packet{}));
-    }
-    alive &= pixel.transmittance >= constants.stop;
-  }
+  PacketInt met{};
+  visit_block<K, false>(
+      scene, constants, frame, work, direction, inside,
+      [&](int32_t, int32_t rank, const LocalRay<Packet, float> &ray, const Crossing<Packet> &,
+          const Span<Packet> &span, PacketInt mask) {
+        const float *sites = scene.site_positions + 2 * scene.sites * frame.cells[rank];
+        const ColorTable colors{frame.colors.get() + 3 * scene.sites * rank};
+        const Vec<Packet> color =
+            blend_colors<K>(ray, sites, static_cast<int>(scene.sites), span.enter, colors);
+        const Packet weight = composite(constants, frame.prepared[rank], color, ray.facing, span, mask, pixel);
+        met -= mask;
+        float *sums = statistics.row(rank, work.slots);
+        sums[0] += sum_lanes(weight);
+        if (compare) {
+          const Vec<Packet> gap = color - target;
+          const Packet difference = magnitude(gap.x) + magnitude(gap.y) + magnitude(gap.z);
+          sums[1] += sum_lanes(select(mask, weight * difference, Packet{}));
+        }
+        return pixel.transmittance;
+      });
   for (int lane = 0; lane < kLanes; ++lane) {
     if (column + lane_column(lane) < frame.width && row + lane_row(lane) < frame.height) {
-      store(images, images.first_pixel + pixel_of(frame, column, row, lane), lane, pixel, met[lane]);
+      store_pixel(images.args, images.first_pixel + pixel_of(frame, column, row, lane), images.quantiles, lane,
+                  pixel, met[lane]);
     }
   }
 }

@@ -1,4 +1,5 @@
 #include "cpu/gradient.h"
+#include "cpu/pixels.h"
 #include "cpu/raster.h"
 
 namespace foam {
@@ -30,75 +31,27 @@ struct TileRows {
   RowTable shapes, looks;  // by cell, by rank
 };
 
-void load_gradient(const ImageGradients &images, const Constants &constants, const Frame &frame,
-                   int64_t first_pixel, int column, int row, PacketInt inside, PixelGradient<Packet> &to) {
-  to = PixelGradient<Packet>{};
-  const int quantiles = constants.quantiles;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!inside[lane]) continue;
-    const int64_t pixel = first_pixel + pixel_of(frame, column, row, lane);
-    if (images.rgb) {
-      to.color.x[lane] = images.rgb[3 * pixel];
-      to.color.y[lane] = images.rgb[3 * pixel + 1];
-      to.color.z[lane] = images.rgb[3 * pixel + 2];
-    }
-    if (images.normal) {
-      to.normal.x[lane] = images.normal[3 * pixel];
-      to.normal.y[lane] = images.normal[3 * pixel + 1];
-      to.normal.z[lane] = images.normal[3 * pixel + 2];
-    }
-    if (images.alpha) to.alpha[lane] = images.alpha[pixel];
-    if (images.facing) to.facing[lane] = images.facing[pixel];
-    if (images.depth) {
-      for (int q = 0; q < quantiles; ++q) to.depth[q][lane] = images.depth[quantiles * pixel + q];
-    }
-  }
-}
-
 // Front to back once more, remembering what the way back needs.
 template <int K>
-void replay(const SceneArgs &scene, const Constants &constants, const Frame &frame, PacketInt alive,
+void replay(const SceneArgs &scene, const Constants &constants, const Frame &frame, PacketInt inside,
             Workspace &work, Block &block) {
-  const int count = static_cast<int>(scene.sites);
-  const Packet far = splat(INFINITY);
   Packet transmittance = splat(1.0f), optical{};
-  block.records.clear();
-  block.suffix = Packet{};
-  work.balls.near_block(block.direction, alive, work.places);
-  for (int32_t place : work.places) {
-    if (!any(alive)) break;
-    const int32_t rank = work.balls.rank(place), id = frame.cells[rank];
-    const Cell &cell = frame.prepared[rank];
-    const Vec<float> &to_center = frame.to_center[rank];
-    Crossing<Packet> crossing;
-    PacketInt mask = alive & meet_ball(to_center, cell.radius, block.direction, constants.near, crossing.walls);
-    if (!any(mask)) continue;
-    mask = clip_cell<true>(frame, scene.neighbors + scene.offsets[id], rank, block.direction, mask,
-                           crossing.walls, crossing.enter_by, crossing.leave_by);
-    if (!any(mask)) continue;
-    const LocalRay<Packet, float> ray = local_ray(cell, to_center, block.direction);
-    Span<Packet> span;
-    if (frame.flat[rank]) {
-      meet_plane(ray, crossing.walls, constants.near, far, span);
-    } else {
-      Surface<Packet, K> surface;
-      meet_surface<K>(ray, cell.radius, scene.site_positions + 2 * scene.sites * id,
-                      scene.heights + scene.sites * id, count, crossing.walls, constants.near, far, surface);
-      span = surface.span;
-    }
-    mask &= span.leave > span.enter;
-    if (!any(mask)) continue;
-    crossing.transmittance = transmittance;
-    crossing.optical = optical;
-    // lanes that miss must not spoil the sums
-    crossing.walls.enter = select(mask, crossing.walls.enter, Packet{});
-    crossing.walls.leave = select(mask, crossing.walls.leave, Packet{});
-    block.records.push_back({place, mask, crossing});
-    const Packet here = select(mask, cell.density * (span.leave - span.enter), Packet{});
-    optical += here;
-    transmittance *= select(mask, exponential(-here), splat(1.0f));
-    alive &= transmittance >= constants.stop;
-  }
+  visit_block<K, true>(
+      scene, constants, frame, work, block.direction, inside,
+      [&](int32_t place, int32_t rank, const LocalRay<Packet, float> &, Crossing<Packet> crossing,
+          const Span<Packet> &span, PacketInt mask) {
+        crossing.transmittance = transmittance;
+        crossing.optical = optical;
+        // lanes that miss must not spoil the sums
+        crossing.walls.enter = select(mask, crossing.walls.enter, Packet{});
+        crossing.walls.leave = select(mask, crossing.walls.leave, Packet{});
+        block.records.push_back({place, mask, crossing});
+        const float density = frame.prepared[rank].density;
+        const Packet here = select(mask, density * (span.leave - span.enter), Packet{});
+        optical += here;
+        transmittance *= select(mask, exponential(-here), splat(1.0f));
+        return transmittance;
+      });
 }
 
 template <int K>
@@ -120,7 +73,13 @@ void render_tile_backward(const SceneArgs &scene, const Constants &constants, co
     int column, row;
     if (!block_corner(frame, tile, b, column, row)) continue;
     const PacketInt inside = block_directions(frame, column, row, block.direction);
-    load_gradient(images, constants, frame, first_pixel, column, row, inside, block.gradient);
+    block.gradient = PixelGradient<Packet>{};
+    block.suffix = Packet{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!inside[lane]) continue;
+      load_gradient(images, first_pixel + pixel_of(frame, column, row, lane), constants.quantiles, lane,
+                    block.gradient);
+    }
     replay<K>(scene, constants, frame, inside, work, block);
   }
   CellGradient<Packet, K> gradient;
@@ -139,8 +98,8 @@ void render_tile_backward(const SceneArgs &scene, const Constants &constants, co
       if (block.records.empty() || block.records.back().place != place) continue;
       const Record &record = block.records.back();
       EndGradient<Packet> at_enter, at_leave;
-      cell_backward<K>(constants, cell, scene.site_positions + 2 * scene.sites * id,
-                       scene.heights + scene.sites * id, frame.colors.get() + 3 * scene.sites * rank, count,
+      cell_backward<K, true>(constants, cell, scene.site_positions + 2 * scene.sites * id,
+                       scene.heights + scene.sites * id, ColorTable{frame.colors.get() + 3 * scene.sites * rank}, count,
                        frame.flat[rank] != 0, to_center, block.direction, record.crossing, far, record.mask,
                        block.gradient, weight, block.suffix, gradient, at_enter, at_leave);
       end_backward(scene, constants, cell, to_center, block.direction, at_enter, record.crossing.enter_by,

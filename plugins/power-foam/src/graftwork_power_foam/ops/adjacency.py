@@ -46,6 +46,13 @@ class Adjacency:
         """``(N,)``, number of neighbours of each cell."""
         return self.offsets[1:] - self.offsets[:-1]
 
+    def shown(self) -> Tensor:
+        """Return which cells of a complete diagram are not empty, ``(N,)`` bool: others have no walls."""
+        some = self.degrees > 0
+        if len(self) > 0 and not bool(some.any()):
+            some[self.radii.argmax()] = True  # a single cell owns all space
+        return some
+
     def padded(self) -> Tensor:
         """Return the neighbours as a matrix ``(N, D)`` of int64, -1 where a row is shorter."""
         if not self._padded:

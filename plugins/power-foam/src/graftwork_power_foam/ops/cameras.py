@@ -59,6 +59,11 @@ class Rays:
         """Batch shape."""
         return self.origins.shape[:-1]
 
+    def to(self, *args: torch.device | torch.dtype | str) -> Rays:
+        """Return the rays on another device or in another dtype, as ``Tensor.to``."""
+        far = None if self.far is None else self.far.to(*args)
+        return Rays(self.origins.to(*args), self.directions.to(*args), far)
+
     def at(self, distance: Tensor) -> Tensor:
         """Return the points at a distance along each ray, ``(..., 3)``, world."""
         return self.origins + distance[..., None] * self.directions

@@ -6,11 +6,34 @@ import torch
 from torch import Tensor
 
 _PAIRS_AT_ONCE = 1 << 24
+_FEW = 64  # so few that a tree does not pay
 
 
 def overlaps(centers: Tensor, radii: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Return offsets and neighbours, each row sorted by the usefulness of its walls."""
-    return brute_force(centers, radii, margin)
+    """Return offsets and neighbours, each row sorted by the usefulness of its walls.
+
+    Args:
+        centers: ``(N, 3)``.
+        radii: ``(N,)``.
+        margin: Largest gap.
+
+    Returns:
+        Offsets ``(N + 1,)`` and neighbours ``(E,)``, int32.
+    """
+    if len(centers) <= _FEW or centers.device.type not in ("cpu", "cuda"):
+        return brute_force(centers, radii, margin)
+    from graftwork.extension import Unavailable
+    from graftwork_power_foam.ops import native
+
+    # float32 may round a touching pair apart: a longer list is still exact
+    reach = float(centers.abs().max()) + float(radii.max())
+    slack = margin + 4 * torch.finfo(torch.float32).eps * reach
+    try:
+        return native.overlaps(
+            centers.to(torch.float32).contiguous(), radii.to(torch.float32).contiguous(), slack
+        )
+    except Unavailable:
+        return brute_force(centers, radii, margin)
 
 
 def brute_force(centers: Tensor, radii: Tensor, margin: float) -> tuple[Tensor, Tensor]:

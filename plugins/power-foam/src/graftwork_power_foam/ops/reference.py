@@ -9,6 +9,7 @@ a cell, K sites, L axes, Q quantiles.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,26 +45,23 @@ def rasterize(
     """
     rays = cameras.rays()
     forward = cameras.rotations[:, :, 2]
-    results = []
-    for index in range(len(cameras)):
-        depth = ((cells.centers - cameras.positions[index]) * forward[index]).sum(-1)
-        view = Rays(rays.origins[index], rays.directions[index])
-        results.append(
-            _render(
-                cells,
-                view,
-                adjacency,
-                settings,
-                None if target is None else target[index],
-                candidates=depth >= settings.near_plane,
-            )
+    depths = torch.einsum("cni,ci->cn", cells.centers - cameras.positions[:, None], forward)
+    return _stacked(
+        _render(
+            cells,
+            Rays(rays.origins[index], rays.directions[index]),
+            adjacency,
+            settings,
+            None if target is None else target[index],
+            candidates=depths[index] >= settings.near_plane,
         )
-    return Rendering(*(torch.stack(parts) for parts in zip(*(vars(result).values() for result in results))))
+        for index in range(len(cameras))
+    )
 
 
 def raytrace(
     cells: Cells,
-    rays: Rays,
+    rays: Rays | Cameras,
     adjacency: Adjacency,
     settings: Settings,
     target: Tensor | None = None,
@@ -74,7 +72,7 @@ def raytrace(
 
     Args:
         cells: The scene.
-        rays: Any batch shape, in the dtype and on the device of the scene.
+        rays: Any batch shape, or cameras; in the dtype and on the device of the scene.
         adjacency: Neighbours that clip each cell.
         settings: Constants.
         target: ``(..., 3)`` for the error statistic.
@@ -82,7 +80,25 @@ def raytrace(
     Returns:
         The image over black.
     """
-    return _render(cells, rays, adjacency, settings, target)
+    shown = adjacency.shown() if adjacency.kind == "diagram" else None
+    if isinstance(rays, Rays):
+        return _render(cells, rays, adjacency, settings, target, candidates=shown)
+    pixels = rays.rays()
+    return _stacked(
+        _render(
+            cells,
+            Rays(pixels.origins[index], pixels.directions[index]),
+            adjacency,
+            settings,
+            None if target is None else target[index],
+            candidates=shown,
+        )
+        for index in range(len(rays))
+    )
+
+
+def _stacked(renderings: Iterable[Rendering]) -> Rendering:
+    return Rendering(*(torch.stack(parts) for parts in zip(*(vars(one).values() for one in renderings))))
 
 
 def site_colors(axes: Tensor, colors: Tensor, toward: Tensor) -> Tensor:
@@ -118,12 +134,15 @@ def _render(
     adjacency: Adjacency,
     settings: Settings,
     target: Tensor | None,
-    candidates: Tensor | None = None,
+    candidates: Tensor | None,
 ) -> Rendering:
     shape = rays.shape
     origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
     far = None if rays.far is None else rays.far.reshape(-1)
     count, size = len(origins), len(cells)
+    earlier = adjacency.padded() < torch.arange(size, device=cells.device)[:, None]
+    shadowed = (_identical(cells, adjacency) & earlier).any(-1)
+    candidates = ~shadowed if candidates is None else candidates & ~shadowed
     pairs = _hit_pairs(cells, origins, directions, settings, candidates)
     origin, direction = origins[pairs.ray], directions[pairs.ray]
     limit = None if far is None else far[pairs.ray]
@@ -197,14 +216,19 @@ def _render(
 
 
 @torch.no_grad()
+def _identical(cells: Cells, adjacency: Adjacency) -> Tensor:
+    """Say which neighbours ``(N, D)`` are the same ball; the first of several owns their cell."""
+    padded = adjacency.padded()
+    same = (cells.centers[padded] == cells.centers[:, None]).all(-1)
+    return same & (cells.radii[padded] == cells.radii[:, None]) & (padded >= 0)
+
+
+@torch.no_grad()
 def _hit_pairs(
-    cells: Cells, origins: Tensor, directions: Tensor, settings: Settings, candidates: Tensor | None
+    cells: Cells, origins: Tensor, directions: Tensor, settings: Settings, candidates: Tensor
 ) -> _Pairs:
     """Find the balls on each ray and sort them by the power of the ray's origin, the exact visible order."""
-    keep = cells.density > 0
-    if candidates is not None:
-        keep = keep & candidates
-    index = keep.nonzero().squeeze(1)
+    index = ((cells.density > 0) & candidates).nonzero().squeeze(1)
     centers, radii = cells.centers[index], cells.radii[index]
     rows, columns, keys = [], [], []
     chunk = max(1, _PAIRS_AT_ONCE // max(1, 3 * len(index)))
@@ -286,13 +310,14 @@ def _nearest_walls(
 ) -> tuple[Tensor, Tensor]:
     """Return the neighbour behind the last wall that is entered and the first that is left, -1 for none."""
     padded = adjacency.padded()
+    walls = (padded >= 0) & ~_identical(cells, adjacency)
     near, far = torch.full_like(pairs.cell, -1), torch.full_like(pairs.cell, -1)
     chunk = max(1, _PAIRS_AT_ONCE // max(1, 3 * padded.shape[1]))
     for start in range(0, len(pairs.cell), chunk):
         part = slice(start, start + chunk)
         cell = pairs.cell[part]
         neighbors = padded[cell]
-        some = neighbors >= 0
+        some = walls[cell]
         center, radius = cells.centers[cell], cells.radii[cell]
         toward = cells.centers[neighbors] - center[:, None]
         offset = 0.5 * (

@@ -64,26 +64,6 @@ class TileBalls {
   std::vector<Packet> x_, y_, z_, radius_, reach_;
 };
 
-// Walls of a cell as seen from the eye; enter_by and leave_by are followed only if asked for. Returns the lanes
-// in which something is left.
-template <bool kFollow>
-inline PacketInt clip_cell(const Frame &frame, const int32_t *neighbors, int32_t rank,
-                           const Vec<Packet> &direction, PacketInt mask, Span<Packet> &walls,
-                           PacketInt &enter_by, PacketInt &leave_by) {
-  const Edge *edge = frame.edges.get() + frame.edge_start[rank];
-  const Edge *end = frame.edges.get() + frame.edge_start[rank + 1];
-  if (kFollow) enter_by = leave_by = splat(kBall);
-  for (; edge != end; ++edge, ++neighbors) {
-    if (kFollow) {
-      clip_wall(edge->toward, edge->numerator, direction, walls, *neighbors, enter_by, leave_by);
-    } else {
-      clip_wall(edge->toward, edge->numerator, direction, walls);
-    }
-    if (!any(mask & (walls.leave > walls.enter))) return PacketInt{};
-  }
-  return mask & (walls.leave > walls.enter);
-}
-
 // Corner pixel of a block within a tile; false if the block lies outside the image.
 inline bool block_corner(const Frame &frame, int tile, int block, int &column, int &row) {
   column = tile % frame.tile_columns * kTile + (block & 1) * kBlock;
@@ -104,6 +84,56 @@ constexpr int kTilesAtOnce = 512;  // between two reductions
 // Number of a lane's pixel in the image.
 inline int64_t pixel_of(const Frame &frame, int column, int row, int lane) {
   return static_cast<int64_t>(row + lane_row(lane)) * frame.width + column + lane_column(lane);
+}
+
+// Calls visit(place, rank, local ray, crossing, span, mask) for every cell that the block shades, front to back.
+// It returns the transmittance behind the cell. Only with kFollow the crossing knows what made its ends.
+template <int K, bool kFollow, class Visit>
+inline void visit_block(const SceneArgs &scene, const Constants &constants, const Frame &frame, Workspace &work,
+                        const Vec<Packet> &direction, PacketInt alive, Visit visit) {
+  const int count = static_cast<int>(scene.sites);
+  const Packet far = splat(INFINITY);
+  if (!any(alive)) return;
+  work.balls.near_block(direction, alive, work.places);
+  for (int32_t place : work.places) {
+    const int32_t rank = work.balls.rank(place), id = frame.cells[rank];
+    const Cell &cell = frame.prepared[rank];
+    const Vec<float> &to_center = frame.to_center[rank];
+    Crossing<Packet> crossing;
+    Span<Packet> &walls = crossing.walls;
+    PacketInt mask = alive & meet_ball(to_center, cell.radius, direction, constants.near, walls);
+    if (!any(mask)) continue;
+    if (kFollow) crossing.enter_by = crossing.leave_by = splat(kBall);
+    const Edge *edge = frame.edges.get() + frame.edge_start[rank];
+    const Edge *end = frame.edges.get() + frame.edge_start[rank + 1];
+    const int32_t *neighbor = scene.neighbors + scene.offsets[id];
+    bool some = true;
+    for (; some && edge != end; ++edge, ++neighbor) {
+      if (kFollow) {
+        clip_wall(edge->toward, edge->numerator, direction, walls, *neighbor, crossing.enter_by,
+                  crossing.leave_by);
+      } else {
+        clip_wall(edge->toward, edge->numerator, direction, walls);
+      }
+      some = any(mask & (walls.leave > walls.enter));
+    }
+    if (!some) continue;
+    mask &= walls.leave > walls.enter;
+    const LocalRay<Packet, float> ray = local_ray(cell, to_center, direction);
+    Span<Packet> span;
+    if (frame.flat[rank]) {
+      meet_plane(ray, walls, constants.near, far, span);
+    } else {
+      Surface<Packet, K> surface;
+      meet_surface<K>(ray, cell.radius, scene.site_positions + 2 * scene.sites * id,
+                      scene.heights + scene.sites * id, count, walls, constants.near, far, surface);
+      span = surface.span;
+    }
+    mask &= span.leave > span.enter;
+    if (!any(mask)) continue;
+    alive &= visit(place, rank, ray, crossing, span, mask) >= constants.stop;
+    if (!any(alive)) return;
+  }
 }
 
 }  // namespace foam

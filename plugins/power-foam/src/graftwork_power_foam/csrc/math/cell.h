@@ -123,4 +123,12 @@ FOAM_FN O wall_numerator(const Vec<float> &toward, float radius, float other_rad
   return offset + dot(toward, to_center);
 }
 
+// The same for balls whose neighbours were found by overlap: of two identical balls the first owns the cell.
+FOAM_FN float edge_numerator(const Vec<float> &toward, float radius, float other_radius,
+                             const Vec<float> &to_center, int64_t cell, int64_t other) {
+  const bool same = toward.x == 0.0f && toward.y == 0.0f && toward.z == 0.0f && radius == other_radius;
+  if (same) return cell < other ? 1.0f : -1.0f;
+  return wall_numerator(toward, radius, other_radius, to_center);
+}
+
 }  // namespace foam

@@ -57,6 +57,24 @@ FOAM_FN void meet_plane(const LocalRay<F, O> &ray, const Span<F> &walls, float n
   span.leave = minimum(leave, far);
 }
 
+// Blend of the sites' colours where the ray enters; `color(k)` gives one of them.
+template <int K, class F, class O, class Color>
+FOAM_FN Vec<F> blend_colors(const LocalRay<F, O> &ray, const float *sites, int count, const F &enter,
+                            Color color) {
+  F weights[SiteCount<K>::kBound];
+  site_weights<K>(sites, count, F(enter * ray.slope_u - ray.offset_u), F(enter * ray.slope_v - ray.offset_v),
+                  weights);
+  Vec<F> blend{};
+  for (int k = 0; k < SiteCount<K>::of(count); ++k) add(blend, scale(weights[k], color(k)));
+  return blend;
+}
+
+// Reads consecutive colours that are the same for all rays.
+struct ColorTable {
+  const float *at;
+  FOAM_FN Vec<float> operator()(int k) const { return load(at + 3 * k); }
+};
+
 // What has been composited of a ray so far.
 template <class F> struct Pixel {
   F transmittance, optical;
@@ -131,14 +149,14 @@ template <class F> struct EndGradient {
   F pull, distance;
 };
 
-// Gradients of one cell on a packet of rays, back to front. `suffix` is the worth of all that lies behind: what
-// more optical depth in this cell would take away. It is updated. The gradients of the two ends before the
+// Gradients of one cell on a packet of rays. `suffix` is the worth of what lies behind: what more optical depth in
+// this cell would take away. From back to front (kReverse) it starts at zero and gains this cell's worth; from
+// front to back it starts at the worth of everything and loses it. The gradients of the two ends before the
 // surface are returned in `at_enter` and `at_leave`, to be passed to ball_backward() or wall_backward().
 // Where `mask` does not hold the crossing must be finite.
-template <int K, class F, class O>
+template <int K, bool kReverse, class F, class O, class Color>
 FOAM_FN void cell_backward(const Constants &constants, const Cell &cell, const float *sites,
-                           const float *heights, const float *colors, int count, bool flat,
-                           const Vec<O> &to_center, const Vec<F> &direction, const Crossing<F> &crossing,
+                           const float *heights, Color color, int count, bool flat, const Vec<O> &to_center, const Vec<F> &direction, const Crossing<F> &crossing,
                            const F &far, Mask<F> mask, const PixelGradient<F> &pixel, float contribution,
                            F &suffix, CellGradient<F, K> &gradient, EndGradient<F> &at_enter,
                            EndGradient<F> &at_leave) {
@@ -160,7 +178,7 @@ FOAM_FN void cell_backward(const Constants &constants, const Cell &cell, const f
   F blend[SiteCount<K>::kBound];  // gradient of each site's weight: its colour along the pixel's gradient
   F brightness = zero;
   for (int k = 0; k < n; ++k) {
-    blend[k] = dot(load(colors + 3 * k), pixel.color);
+    blend[k] = dot(color(k), pixel.color);
     brightness += weights[k] * blend[k];
   }
   const F length = s.span.leave - s.span.enter;
@@ -172,12 +190,8 @@ FOAM_FN void cell_backward(const Constants &constants, const Cell &cell, const f
   // compositing: value is what a unit of weight is worth, suffix what lies behind
   const F value = brightness + dot(cell.normal, pixel.normal) + pixel.facing * (positive * positive) +
                   pixel.alpha + contribution;
-  F to_optical = select(mask, crossing.transmittance * passed * value - suffix, zero);
-  suffix += weight * value;
-  F to_density = length * to_optical;
-  F to_leave = cell.density * to_optical;
-  F to_enter = -to_leave;
   const F after = crossing.optical + optical;
+  F worth = weight * value, to_enter = zero, to_density = zero;
   for (int q = 0; q < constants.quantiles; ++q) {
     const float level = constants.level[q];
     const Mask<F> reached = mask & (crossing.optical <= level) & (after > level);
@@ -185,10 +199,15 @@ FOAM_FN void cell_backward(const Constants &constants, const Cell &cell, const f
       const F pull = select(reached, pixel.depth[q], zero);
       to_enter += pull;
       to_density -= pull * ((level - crossing.optical) / (cell.density * cell.density));
-      // depth falls as the optical depth in front grows
-      suffix += pull / cell.density;
+      worth += pull / cell.density;  // depth falls as the optical depth in front grows
     }
   }
+  if (!kReverse) suffix -= worth;
+  const F to_optical = select(mask, crossing.transmittance * passed * value - suffix, zero);
+  if (kReverse) suffix += worth;
+  to_density += length * to_optical;
+  F to_leave = cell.density * to_optical;
+  to_enter -= to_leave;
   gradient.density += select(mask, to_density, zero);
   for (int k = 0; k < n; ++k) add(gradient.colors[k], scale(weight * weights[k], pixel.color));
   add(gradient.normal, scale(weight, pixel.normal));
