@@ -15,7 +15,7 @@ ALLOWED = {
     "spec": set(),
     "hookspecs": {"spec"},
     "discovery": set(),
-    "catalog": {"spec", "assembly"},
+    "catalog": {"spec", "assembly", "discovery"},
     "assembly": {"spec", "hookspecs", "catalog", "discovery", "__version__"},
     "backends": {"spec", "catalog", "extension"},
     "extension": {"extension"},

@@ -58,7 +58,7 @@ def test_contract_is_imported_when_it_is_named(fresh_python):
 def test_unknown_contract_is_an_attribute_error():
     import graftwork.testing
 
-    with pytest.raises(AttributeError, match="'ModleContract'; it offers ModelContract"):
+    with pytest.raises(AttributeError, match="'ModleContract'; it offers BackendContract, ModelContract"):
         _ = graftwork.testing.ModleContract
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from graftwork.discovery import ALLOW_VARIABLE
 from graftwork.spec import Component, Method, ModelVariant, RenderBackend, SceneMethod
 
 STRICT_VARIABLE = "GRAFTWORK_STRICT"
@@ -141,6 +142,7 @@ class Catalog:
 
 _lock = threading.RLock()
 _catalog: Catalog | None = None
+_selection: str | None = None  # the allow and block list that the cached answer was made with
 _in_process: dict[str, object] = {}
 
 
@@ -161,15 +163,16 @@ def plugins(*, reload: bool = False) -> Catalog:
     Raises:
         PluginError: A plugin failed and ``GRAFTWORK_STRICT=1``.
     """
-    global _catalog
+    global _catalog, _selection
     with _lock:
-        if _catalog is None or reload:
+        selection = os.environ.get(ALLOW_VARIABLE)
+        if _catalog is None or reload or selection != _selection:
             from graftwork.assembly import assemble
 
             catalog = assemble(_in_process)
             for problem in catalog.problems:
                 report(problem)
-            _catalog = catalog
+            _catalog, _selection = catalog, selection
         return _catalog
 
 
